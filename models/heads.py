@@ -1,0 +1,59 @@
+"""Small heads on top of the encoders: classification, masked language modelling, temperature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.transformer import initialise
+
+
+def classification_head(width: int, num_classes: int) -> nn.Sequential:
+    """Two linear maps around LayerNorm and GELU, torch's default initialisation (CCLM's `itm_head`, `cls_head`, `bbox_head`)."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes))
+
+
+class MaskedLanguageHead(nn.Module):
+    """BERT's prediction head without its decoder matrix: that one is the word embedding, which the caller passes."""
+
+    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        initialise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (Q, D) -> (Q, D), to be multiplied by the word embeddings; the bias is added there."""
+        return self.norm(F.gelu(self.dense(tokens)))
+
+
+class Temperature(nn.Module):
+    """The number that similarities are divided by; learned, and kept in [minimum, maximum] where the recipe says so."""
+
+    @dataclass
+    class Config:
+        initial: float = 0.07
+        minimum: float = 0.001
+        maximum: float = 0.5
+        is_clamped: bool = True
+        is_learned: bool = True
+
+        def __post_init__(self) -> None:
+            if not 0 < self.minimum <= self.initial <= self.maximum:
+                raise ValueError(f"need 0 < minimum <= initial <= maximum; found {self.minimum}, {self.initial}, {self.maximum}")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.value = nn.Parameter(torch.tensor(config.initial), requires_grad=config.is_learned)
+
+    def forward(self) -> Tensor:
+        """The temperature (); in training the stored number is clamped in place first, as CCLM's pre-training does."""
+        if self.training and self.config.is_clamped:
+            with torch.no_grad():
+                self.value.clamp_(self.config.minimum, self.config.maximum)
+        return self.value

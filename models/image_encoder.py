@@ -1,0 +1,183 @@
+"""Image towers from timm behind one interface: tokens (M, 1 + N, D) whose first token stands for the whole image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import timm
+import torch
+from timm.layers import Mlp, QuickGELU
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass
+class ImageConfig:
+    """What every image tower has in common; pixels are scaled to [0, 1] and normalised by mean and std."""
+
+    image_size: int = 224
+    mean: list[float] = field(default_factory=lambda: list(CLIP_MEAN))
+    std: list[float] = field(default_factory=lambda: list(CLIP_STD))
+    is_frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std need three numbers each, std above 0; found {self.mean} and {self.std}")
+
+
+class ImageEncoder(nn.Module):
+    """A timm backbone, its normalisation and the token layout of all systems: [global token; tokens]."""
+
+    def __init__(self, config: ImageConfig, backbone: nn.Module, global_token: Literal["first", "mean"]) -> None:
+        super().__init__()
+        self.config, self.backbone, self.global_token = config, backbone, global_token
+        self.width: int = backbone.num_features
+        self.register_buffer("mean", torch.tensor(config.mean)[:, None, None] * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std)[:, None, None] * 255, persistent=False)
+        for part in backbone.modules():
+            if hasattr(part, "fused_attn"):
+                # The fused kernel's backward is the slower form on a CPU; on an accelerator it saves the score matrix.
+                part.fused_attn = torch.cuda.is_available()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (M, 3, H, W): uint8 pixels, or floats that are normalised already. Returns tokens (M, 1 + N, D)."""
+        if images.dtype == torch.uint8:
+            images = (images - self.mean) / self.std
+        tokens = self._as_sequence(self.backbone.forward_features(images))
+        if self.global_token == "first":
+            return tokens
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def _as_sequence(self, feature_map: Tensor) -> Tensor:
+        if feature_map.dim() == 3:
+            return feature_map
+        if feature_map.shape[-1] == self.width and feature_map.shape[1] != self.width:
+            return feature_map.flatten(1, 2)                                                      # channels last (M, N, D)
+        return feature_map.flatten(2).transpose(1, 2)                                             # channels first (M, N, D)
+
+
+class Swin(ImageEncoder):
+    """Swin Transformer (Liu et al. 2021) at any resolution and window; the global token is the mean of the normed map."""
+
+    @dataclass
+    class Config(ImageConfig):
+        name: str = "swin"
+        patch_size: int = 4
+        window_size: int = 7
+        width: int = 128
+        depths: list[int] = field(default_factory=lambda: [2, 2, 18, 2])
+        num_heads: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+        drop_path: float = 0.1
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if len(self.depths) != len(self.num_heads):
+                raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} differ in length")
+            stage = self.image_size // self.patch_size
+            for number in range(len(self.depths)):
+                if stage > self.window_size and stage % self.window_size:
+                    raise ValueError(
+                        f"image_size {self.image_size}: stage {number} is {stage} wide, not a multiple of window_size {self.window_size}"
+                    )
+                if number + 1 < len(self.depths) and stage % 2:
+                    raise ValueError(f"image_size {self.image_size}: stage {number} is {stage} wide and cannot be halved")
+                stage //= 2
+
+    def __init__(self, config: Config) -> None:
+        backbone = SwinTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            embed_dim=config.width,
+            depths=tuple(config.depths),
+            num_heads=tuple(config.num_heads),
+            window_size=config.window_size,
+            drop_path_rate=config.drop_path,
+        )
+        super().__init__(config, backbone, "mean")
+
+
+class ViT(ImageEncoder):
+    """Vision Transformer (Dosovitskiy et al. 2021), DeiT and CLIP forms; without a class token the mean stands first."""
+
+    @dataclass
+    class Config(ImageConfig):
+        name: str = "vit"
+        patch_size: int = 16
+        width: int = 768
+        num_layers: int = 12
+        num_heads: int = 12
+        mlp_ratio: float = 4.0
+        class_token: bool = True
+        # CLIP: a norm before the first layer, no bias in the patch projection, quick GELU, layer_norm_eps 1e-5.
+        is_clip: bool = False
+        layer_norm_eps: float = 1e-6
+        final_norm: bool = True
+        drop_path: float = 0.0
+        dropout: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.image_size % self.patch_size:
+                raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            if self.width % self.num_heads:
+                raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+    def __init__(self, config: Config) -> None:
+        backbone = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            global_pool="token" if config.class_token else "avg",
+            class_token=config.class_token,
+            embed_dim=config.width,
+            depth=config.num_layers,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            pre_norm=config.is_clip,
+            final_norm=config.final_norm,
+            fc_norm=False,
+            drop_path_rate=config.drop_path,
+            proj_drop_rate=config.dropout,
+            norm_layer=_layer_norm(config.layer_norm_eps),
+            act_layer=QuickGELU if config.is_clip else nn.GELU,
+            mlp_layer=Mlp,
+        )
+        super().__init__(config, backbone, "first" if config.class_token else "mean")
+
+
+class Timm(ImageEncoder):
+    """Any timm architecture by its name, built without downloading; weights come through `init.image`."""
+
+    @dataclass
+    class Config(ImageConfig):
+        model: str = "vit_base_patch16_224"
+        name: str = "timm"
+        drop_path: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not timm.is_model(self.model):
+                near = timm.list_models(f"*{self.model[:6]}*")[:5]
+                raise ValueError(f"timm has no model {self.model!r}; near it: {', '.join(near) or 'none'}")
+
+    def __init__(self, config: Config) -> None:
+        options: dict[str, object] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+        if any(word in config.model for word in ("vit", "swin", "deit", "beit", "eva")):
+            options["img_size"] = config.image_size
+        backbone = timm.create_model(config.model, pretrained=False, num_classes=0, **options)
+        has_class_token = getattr(backbone, "cls_token", None) is not None
+        super().__init__(config, backbone, "first" if has_class_token else "mean")
+
+
+def _layer_norm(eps: float) -> type[nn.LayerNorm]:
+    class LayerNorm(nn.LayerNorm):
+        def __init__(self, width: int, **options: object) -> None:
+            super().__init__(width, eps=eps, **options)
+
+    return LayerNorm

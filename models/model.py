@@ -1,0 +1,65 @@
+"""The model that every system configures: a dual encoder, and optionally a fusion stack and the heads on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from torch import Tensor, nn
+
+from models import IMAGE_ENCODERS, TEXT_ENCODERS
+from models.cross_encoder import CrossEncoder
+from models.dual_encoder import DualEncoder
+from models.heads import MaskedLanguageHead, Temperature, classification_head
+from models.text_encoder import TextState
+from models.transformer import KeyValue
+
+
+class Model(DualEncoder):
+    """Dual encoder with what `text_fusion` adds: match_head (pair or not) and masked_language_head."""
+
+    @dataclass
+    class Config:
+        image_encoder: Annotated[Any, IMAGE_ENCODERS]
+        text_encoder: Annotated[Any, TEXT_ENCODERS]
+        text_fusion: CrossEncoder.Config | None = None
+        embed_dim: int = 256
+        shared_projection: bool = False
+        temperature: Temperature.Config = field(default_factory=Temperature.Config)
+        has_masked_language_head: bool = False
+
+        def __post_init__(self) -> None:
+            if self.has_masked_language_head and self.text_fusion is None:
+                raise ValueError("has_masked_language_head needs text_fusion: masked words are predicted from fused tokens")
+
+    def __init__(self, config: Config) -> None:
+        image_encoder = IMAGE_ENCODERS.load(config.image_encoder.name)(config.image_encoder)
+        text_encoder = TEXT_ENCODERS.load(config.text_encoder.name)(config.text_encoder)
+        super().__init__(
+            image_encoder,
+            text_encoder,
+            embed_dim=config.embed_dim,
+            shared_projection=config.shared_projection,
+            temperature=Temperature(config.temperature),
+        )
+        self.config = config
+        width = text_encoder.width
+        self.text_fusion = self.match_head = self.masked_language_head = None
+        if config.text_fusion is not None:
+            self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
+            self.match_head = classification_head(width, 2)
+        if config.has_masked_language_head:
+            self.masked_language_head = MaskedLanguageHead(width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps)
+
+    @property
+    def has_fusion(self) -> bool:
+        """Whether pairs can be scored by the fusion stack."""
+        return self.text_fusion is not None
+
+    def project_images(self, tokens: Tensor) -> list[KeyValue]:
+        """Keys and values of images (M, N, V) for every fusion layer."""
+        return self.text_fusion.project(tokens)
+
+    def match_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
+        """Two logits per (text, image) pair, index 1 = they belong together: (T, 2)."""
+        return self.match_head(self.text_fusion.first_tokens(texts, keys, image_of_text)).float()

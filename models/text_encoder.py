@@ -1,0 +1,122 @@
+"""BERT-family text tower (BERT, RoBERTa, XLM-R and their cut-down forms) that runs every text at its real length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.packing import Packing, pack, positions_in_text, select_texts, token_rows
+from models.transformer import Layer, LayerConfig, initialise
+
+
+@dataclass
+class TextState:
+    """Texts after the tower: packed tokens (R, D), how they are packed, and unit embeddings (T, E) once projected."""
+
+    tokens: Tensor
+    packing: Packing
+    embed: Tensor | None = None
+
+    def select(self, index: Tensor) -> TextState:
+        """The texts `index` (n,), repeats allowed; gradients flow back to the originals."""
+        packing, rows = select_texts(self.packing, index)
+        return TextState(self.tokens[rows], packing, None if self.embed is None else self.embed[index])
+
+    def padded(self, length: int | None = None) -> Tensor:
+        """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs it."""
+        length = length or max(self.packing.lengths)
+        flat = self.tokens.new_zeros(self.packing.num_texts * length, self.tokens.shape[1])
+        return flat.index_put((token_rows(self.packing, length),), self.tokens).view(self.packing.num_texts, length, -1)
+
+
+class TextEncoder(nn.Module):
+    """Embeddings and post-norm layers; the width of a text is `pooling` of its last hidden states."""
+
+    @dataclass
+    class Config:
+        name: str = "bert"
+        vocab_size: int = 250002
+        width: int = 1024
+        num_layers: int = 6
+        num_heads: int = 16
+        mlp_width: int = 4096
+        max_positions: int = 514
+        # Positions count from here: 0 in CCLM, CCRK and BERT; RoBERTa and XLM-R themselves start at pad_id + 1.
+        position_offset: int = 0
+        num_token_types: int = 1
+        layer_norm_eps: float = 1e-5
+        dropout: float = 0.1
+        attention_dropout: float = 0.1
+        pad_id: int = 1
+        pooling: Literal["first", "mean"] = "first"
+        is_frozen: bool = False
+
+        def __post_init__(self) -> None:
+            self.layer()
+            if not 0 <= self.pad_id < self.vocab_size:
+                raise ValueError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
+
+        def layer(self, cross_width: int | None = None) -> LayerConfig:
+            """Sizes of a layer of this tower, or of a fusion stack on top of it."""
+            sizes = (self.width, self.num_heads, self.mlp_width, self.layer_norm_eps, self.dropout, self.attention_dropout)
+            return LayerConfig(*sizes, cross_width)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, config.width, padding_idx=config.pad_id)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.token_type = nn.Embedding(config.num_token_types, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config.layer()) for _ in range(config.num_layers))
+        initialise(self)
+        with torch.no_grad():
+            self.word.weight[config.pad_id].zero_()
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a text may have."""
+        return self.config.max_positions - self.config.position_offset
+
+    def forward(self, ids: Tensor, lengths: Sequence[int]) -> TextState:
+        """ids (T, L) padded on the right, lengths: real tokens of each text, on the host."""
+        if max(lengths) > self.longest:
+            raise ValueError(f"a text has {max(lengths)} tokens; this encoder has positions for {self.longest}")
+        return self.encode_packed(ids, pack(lengths, ids.device))
+
+    def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
+        """ids (T, L) of the texts of an existing packing."""
+        rows = token_rows(packing, ids.shape[1])
+        packed_ids = ids.flatten()[rows]                                                          # (R,)
+        position = positions_in_text(packing, ids.device) + self.config.position_offset
+        x = self.word(packed_ids) + self.token_type.weight[0] + self.position(position)
+        x = self.dropout(self.norm(x))
+        for layer in self.layers:
+            x = layer(x, packing)
+        return TextState(x, packing)
+
+    def pool(self, state: TextState) -> Tensor:
+        """One vector per text: (T, D), the first token or the mean of the real ones."""
+        if self.config.pooling == "first":
+            return state.tokens[state.packing.first_row]
+        packing, means = state.packing, []
+        for group in packing.groups:
+            rows = state.tokens[group.start : group.start + group.count * group.length]
+            block = rows.view(group.count, group.length, -1)                                      # (n, L, D)
+            if packing.key_mask is None:
+                means.append(block.mean(dim=1))
+                continue
+            real = packing.key_mask[group.first_text : group.first_text + group.count, :, None]
+            means.append((block * real).sum(dim=1) / real.sum(dim=1))
+        place = torch.empty_like(packing.order)
+        place[packing.order] = torch.arange(len(place), device=place.device)
+        return torch.cat(means)[place]

@@ -1,0 +1,203 @@
+"""The BERT-family transformer layer on packed texts: one block for text towers and, with cross-attention, for fusion stacks.
+
+Post-layer-norm (Devlin et al. 2019): x = LayerNorm(x + Dropout(f(x))) after self-attention, cross-attention and feed-forward.
+Letters: R packed rows, Q rows that are read, M images, N image tokens, H heads, D width, V width of the image tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.packing import ImageBlock, Packing, Reading
+
+
+@dataclass
+class LayerConfig:
+    """Sizes of one layer; `cross_width` is the width of the tokens that cross-attention reads (None: no cross-attention)."""
+
+    width: int
+    num_heads: int
+    mlp_width: int
+    layer_norm_eps: float
+    dropout: float
+    attention_dropout: float
+    cross_width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+
+@dataclass
+class KeyValue:
+    """Projected keys and values of M images for one layer: (M, H, N, D / H) each; mask (M, N) bool, None = all real."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> KeyValue:
+        """Keys and values of the images `index`."""
+        return KeyValue(self.key[index], self.value[index], None if self.mask is None else self.mask[index])
+
+
+@dataclass
+class Meeting:
+    """Which image each query row meets: `blocks` where the host knows it, else the image of every text of a uniform packing."""
+
+    blocks: tuple[ImageBlock, ...] | None = None
+    image_of_text: Tensor | None = None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention of (n, H, Q, d) on (n, H, K, d): (n, H, Q, d); mask broadcasts to (n, H, Q, K), True = real key.
+
+    Training on a CPU takes the plain form: at caption lengths the fused kernel's backward is the slower one there.
+    """
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ value
+
+
+class SelfAttention(nn.Module):
+    """Self-attention within each text of a packed matrix, with residual and norm."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, packing: Packing, reading: Reading | None) -> Tensor:
+        """x (R, D) -> (R, D), or (Q, D) for the rows of `reading`."""
+        width = x.shape[1]
+        if reading is None:
+            qkv = self.qkv(x)                                                                     # (R, 3D)
+            query_rows, residual = None, x
+            key_value = qkv
+        else:
+            residual = x[reading.rows]
+            query_rows = F.linear(residual, self.qkv.weight[:width], self.qkv.bias[:width])       # (Q, D)
+            key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])               # (R, 2D)
+        pieces = []
+        for number, group in enumerate(packing.groups):
+            stop = group.start + group.count * group.length
+            block = key_value[group.start : stop].view(group.count, group.length, -1, self.num_heads, width // self.num_heads)
+            *query, key, value = block.permute(2, 0, 3, 1, 4)                                     # each (n, H, L, d)
+            query = query[0] if query else self._read_queries(query_rows, reading.slots[number])
+            mask = None if packing.key_mask is None else packing.key_mask[group.first_text :, None, None, :]
+            attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+            attended = attended.transpose(1, 2).reshape(-1, width)
+            if reading is not None and reading.kept[number] is not None:
+                attended = attended[reading.kept[number]]
+            pieces.append(attended)
+        attended = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return self.norm(residual + self.residual_dropout(self.output(attended)))
+
+    def _read_queries(self, rows: Tensor, slots: Tensor) -> Tensor:
+        count, width = slots.shape
+        return rows[slots.flatten()].view(count, width, self.num_heads, -1).transpose(1, 2)       # (n, H, Q, d)
+
+
+class CrossAttention(nn.Module):
+    """Attention of text rows on the image each of them meets, with residual and norm."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.cross_width, 2 * config.width)
+        self.output = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def project(self, tokens: Tensor, mask: Tensor | None = None) -> KeyValue:
+        """Keys and values of image tokens (M, N, V); the one place where they are computed."""
+        num_images, num_tokens, _ = tokens.shape
+        both = self.key_value(tokens).view(num_images, num_tokens, 2, self.num_heads, -1)
+        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)                                        # each (M, H, N, d)
+        return KeyValue(key, value, mask)
+
+    def forward(self, x: Tensor, keys: KeyValue, meeting: Meeting) -> Tensor:
+        """x (R, D) -> (R, D)."""
+        query = self.query(x)
+        attended = self._folded(query, keys, meeting.blocks) if meeting.blocks else self._gathered(query, keys, meeting.image_of_text)
+        return self.norm(x + self.residual_dropout(self.output(attended)))
+
+    def _folded(self, query: Tensor, keys: KeyValue, blocks: tuple[ImageBlock, ...]) -> Tensor:
+        """Every image's keys are used once, for all query rows that meet it."""
+        pieces = []
+        for block in blocks:
+            rows = query[block.slots.flatten()].view(*block.slots.shape, self.num_heads, -1).transpose(1, 2)   # (m, H, Q, d)
+            attended = self._attend(rows, keys.select(block.images))
+            pieces.append(attended.transpose(1, 2).reshape(-1, query.shape[1])[block.kept])
+        rows = torch.cat([block.rows for block in blocks])
+        place = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+        return torch.cat(pieces)[place]
+
+    def _gathered(self, query: Tensor, keys: KeyValue, image_of_text: Tensor) -> Tensor:
+        """Each text of a uniform packing meets its image; keys are copied per text, the pairing never leaves the device."""
+        rows = query.view(len(image_of_text), -1, self.num_heads, keys.key.shape[-1]).transpose(1, 2)   # (T, H, L, d)
+        return self._attend(rows, keys.select(image_of_text)).transpose(1, 2).reshape_as(query)
+
+    def _attend(self, query: Tensor, keys: KeyValue) -> Tensor:
+        mask = None if keys.mask is None else keys.mask[:, None, None, :]
+        return attend(query, keys.key, keys.value, mask, self.dropout if self.training else 0.0)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an exact GELU between them, with residual and norm."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (R, D) -> (R, D)."""
+        return self.norm(x + self.residual_dropout(self.down(F.gelu(self.up(x)))))
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention if the config has a cross_width, feed-forward."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.cross_attention = CrossAttention(config) if config.cross_width else None
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        packing: Packing,
+        *,
+        reading: Reading | None = None,
+        keys: KeyValue | None = None,
+        meeting: Meeting | None = None,
+    ) -> Tensor:
+        """x (R, D) -> (R, D), or (Q, D) when only the rows of `reading` are wanted; without keys cross-attention is skipped."""
+        x = self.attention(x, packing, reading)
+        if keys is not None:
+            x = self.cross_attention(x, keys, meeting)
+        return self.feed_forward(x)
+
+
+def initialise(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation: normal weights, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
