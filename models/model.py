@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder
 from models.heads import MaskedLanguageHead, Temperature, classification_head
+from models.packing import Packing, read_positions, select_texts
 from models.text_encoder import TextState
 from models.transformer import KeyValue
 
@@ -59,6 +61,22 @@ class Model(DualEncoder):
     def project_images(self, tokens: Tensor) -> list[KeyValue]:
         """Keys and values of images (M, N, V) for every fusion layer."""
         return self.text_fusion.project(tokens)
+
+    def masked_tokens(
+        self, ids: Tensor, positions: Tensor, targets: Tensor, packing: Packing, chosen: Tensor, keys: list[KeyValue]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (Q, D) at the masked positions, ready for the vocabulary, and their targets (Q,).
+
+        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m; positions and targets (M, P),
+        a negative target marks an unused slot.
+        """
+        chosen_packing, _ = select_texts(packing, chosen)
+        texts = self.text_encoder.encode_packed(ids, chosen_packing)
+        reading = read_positions(chosen_packing, positions, targets >= 0)
+        fused = self.text_fusion(texts, keys, torch.arange(len(chosen), device=chosen.device), reading)
+        placed = targets[chosen_packing.order]                                                    # (M, P) by packed place
+        target = placed[placed >= 0] if len(fused) != placed.numel() else placed.flatten()
+        return self.masked_language_head(fused), target
 
     def match_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
         """Two logits per (text, image) pair, index 1 = they belong together: (T, 2)."""

@@ -1,0 +1,13 @@
+"""Tables of the objectives that a config can name."""
+
+from utils.registry import Registry
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "itc": "objectives.contrastive:Contrastive",
+        "one_to_k": "objectives.contrastive:OneToK",
+        "itm": "objectives.matching:HardNegativeMatching",
+        "mlm": "objectives.masked_lm:MaskedLanguageModelling",
+    },
+)

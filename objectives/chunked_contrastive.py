@@ -1,0 +1,142 @@
+"""Contrastive cross-entropy between two sets of vectors in row chunks: no matrix of similarities outlives its chunk.
+
+The rows and the columns of one similarity matrix give two losses. Forward keeps only the log-normalisers of rows and columns;
+backward recomputes the similarities chunk by chunk. Letters: M rows, T columns, E embedding, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Positives:
+    """What counts as right: equal ids. In a row positives weigh 1 each, or share a weight of 1 (`is_mean`); in a column they share.
+
+    With `is_exclusive` each positive of a row is compared with the negatives alone; otherwise the positives of a row compete.
+    """
+
+    row_id: Tensor
+    column_id: Tensor
+    is_mean: bool = True
+    is_exclusive: bool = False
+
+    def matrix(self, part: slice) -> Tensor:
+        """Which columns are right for the rows of `part`: (C, T) bool."""
+        return self.row_id[part, None] == self.column_id[None, :]
+
+    def row_weight(self, right: Tensor) -> Tensor:
+        """Weight of every positive of a row: (C, 1)."""
+        count = right.sum(dim=1, keepdim=True)
+        return 1 / count.clamp_min(1) if self.is_mean else torch.ones_like(count, dtype=torch.float32)
+
+
+def contrastive_losses(
+    rows: Tensor, columns: Tensor, temperature: Tensor, positives: Positives, *, is_sharded: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Row loss (every row seeks its columns) and column loss (every column seeks its rows), both ().
+
+    rows (M, E) and columns (T, E) are unit vectors, temperature () divides their products: s = rows columns^T / temperature.
+    Row loss = mean over rows of sum over positives j of w (log sum_k exp s_ik - s_ij); the column loss is the same for s^T.
+
+    is_sharded: every rank holds other rows and all columns. Losses and gradients are then this rank's share times the number
+    of ranks, so that their mean over ranks is the loss, and the gradient, of the whole matrix.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return _Contrastive.apply(rows.float(), columns.float(), temperature.float(), positives, is_sharded)
+
+
+class _Contrastive(torch.autograd.Function):
+    """One pass of matrix products forward (similarities), three backward (similarities, both gradients)."""
+
+    @staticmethod
+    def forward(ctx, rows, columns, temperature, positives, is_sharded):
+        row_normaliser, row_loss = rows.new_empty(len(rows)), rows.new_zeros(())
+        largest = columns.new_full((len(columns),), torch.finfo(columns.dtype).min)
+        exponentials, positive_score, positive_count = (torch.zeros_like(largest) for _ in range(3))
+        for part in _chunks(rows, columns):
+            scores, right = _scores(rows[part], columns, temperature), positives.matrix(part)
+            positive_count += right.sum(dim=0)
+            positive_score += (scores * right).sum(dim=0)
+            highest = torch.maximum(largest, scores.amax(dim=0))
+            exponentials = exponentials * (largest - highest).exp() + (scores - highest).exp_().sum(dim=0)
+            largest = highest
+            competing = scores.masked_fill(right, -torch.inf) if positives.is_exclusive else scores
+            row_normaliser[part] = competing.logsumexp(dim=1)
+            below = row_normaliser[part, None] - scores
+            below = F.softplus(below) if positives.is_exclusive else below
+            row_loss += (below * right * positives.row_weight(right)).sum()
+        own_columns = positive_score, positive_count, exponentials, largest
+        positive_score, positive_count, column_normaliser = _finish_columns(*own_columns, is_sharded)
+        has_positive = positive_count > 0
+        # Every rank holds the whole column loss; its mean over ranks is itself.
+        column_loss = ((column_normaliser - positive_score / positive_count.clamp_min(1)) * has_positive).mean()
+        num_rows = _total(rows.new_tensor(float(len(rows))), is_sharded)
+        ctx.save_for_backward(rows, columns, temperature, row_normaliser, column_normaliser, positive_count)
+        ranks = dist.get_world_size() if is_sharded else 1
+        ctx.positives, ctx.row_scale, ctx.column_scale = positives, ranks / num_rows, ranks / len(columns)
+        return row_loss * ctx.row_scale, column_loss
+
+    @staticmethod
+    def backward(ctx, grad_row_loss, grad_column_loss):
+        rows, columns, temperature, row_normaliser, column_normaliser, positive_count = ctx.saved_tensors
+        row_scale, column_scale = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
+        column_total = column_scale * (positive_count > 0)                                        # (T,)
+        column_weight = column_scale / positive_count.clamp_min(1)                                # (T,)
+        grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
+        grad_temperature = torch.zeros_like(temperature)
+        for part in _chunks(rows, columns):
+            scores, right = _scores(rows[part], columns, temperature), ctx.positives.matrix(part)
+            row_weight = ctx.positives.row_weight(right) * row_scale                              # (C, 1)
+            gradient = (scores - column_normaliser).exp_().mul_(column_total)
+            gradient += _row_gradient(scores, right, row_weight, row_normaliser[part, None], ctx.positives.is_exclusive)
+            gradient -= right * column_weight
+            grad_temperature -= (gradient * scores).sum() / temperature
+            grad_rows[part] = (gradient @ columns).div_(temperature)
+            grad_columns.addmm_(gradient.T, rows[part])
+        return grad_rows, grad_columns.div_(temperature), grad_temperature, None, None
+
+
+def _row_gradient(scores: Tensor, right: Tensor, weight: Tensor, normaliser: Tensor, is_exclusive: bool) -> Tensor:
+    """d row loss / d scores: (C, T)."""
+    if not is_exclusive:
+        probability = (scores - normaliser).exp_()
+        return probability.mul_(weight * right.sum(dim=1, keepdim=True)).sub_(right * weight)
+    pull = torch.sigmoid(normaliser - scores) * right * weight
+    negatives = (scores - normaliser).masked_fill(right, -torch.inf).exp_()
+    # A row without negatives has the normaliser -inf: nothing pulls it, and exp(inf) must not turn 0 into nan.
+    return negatives.nan_to_num_(0.0, 0.0, 0.0).mul_(pull.sum(dim=1, keepdim=True)).sub_(pull)
+
+
+def _finish_columns(
+    positive_score: Tensor, positive_count: Tensor, exponentials: Tensor, largest: Tensor, is_sharded: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the rows of all ranks: score and number of the positives, log-normaliser; each (T,)."""
+    if is_sharded:
+        highest = largest.clone()
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        exponentials, largest = exponentials * (largest - highest).exp(), highest
+        positive_score, positive_count, exponentials = _total(torch.stack([positive_score, positive_count, exponentials]), True)
+    return positive_score, positive_count, largest + exponentials.log()
+
+
+def _chunks(rows: Tensor, columns: Tensor) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // len(columns))
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _scores(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+    return (rows @ columns.T).div_(temperature)                                                   # (C, T)
+
+
+def _total(x: Tensor, is_sharded: bool) -> Tensor:
+    if is_sharded:
+        dist.all_reduce(x)
+    return x

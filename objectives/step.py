@@ -1,0 +1,68 @@
+"""What one training step has encoded: every image and text once, read by all objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+PositiveChoice = Literal["uniform", "probability", "similarity"]
+
+# The originals add this to every sampling probability, so that none is zero.
+FLOOR = 1e-5
+
+
+@dataclass
+class Step:
+    """images (tokens (M, N, D), embed (M, E)) and texts (packed, embed (T, E)) of one batch, image-major.
+
+    `batch` has image_id (M,), image_of_text (T,) and `masked`; `model` has temperature, project_images, encode_text and the heads.
+    """
+
+    model: Any
+    batch: Any
+    images: Any
+    texts: Any
+    positive_choice: PositiveChoice = "probability"
+
+    @cached_property
+    def temperature(self) -> Tensor:
+        return self.model.temperature()
+
+    @cached_property
+    def image_keys(self) -> list[Any]:
+        """Keys and values of all images for every fusion layer, projected once."""
+        return self.model.project_images(self.images.tokens)
+
+    @cached_property
+    def text_id(self) -> Tensor:
+        """image_id of each text's picture: (T,)."""
+        return self.batch.image_id[self.batch.image_of_text]
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Similarities over temperature without gradient: (M, T)."""
+        with torch.no_grad(), torch.autocast(self.images.embed.device.type, enabled=False):
+            return self.images.embed.float() @ self.texts.embed.float().T / self.temperature
+
+    @cached_property
+    def positive_text(self) -> Tensor:
+        """One caption of each image, drawn as `positive_choice` says: rows in texts, (M,)."""
+        own = self.batch.image_of_text[None, :] == torch.arange(len(self.batch.image_id), device=self.text_id.device)[:, None]
+        weights = positive_text_weights(self.similarity, own, self.positive_choice)
+        return torch.multinomial(weights, 1).squeeze(1)
+
+
+def positive_text_weights(similarity: Tensor, own: Tensor, choice: PositiveChoice) -> Tensor:
+    """Sampling weights of each image's own captions, 0 elsewhere: (M, T) for similarity (M, T) and own (M, T) bool.
+
+    `probability` and `similarity` prefer the captions that the model does not rank high yet: the largest value of the whole
+    matrix minus the caption's own, of softmax probabilities or of raw similarities (CCRK's neg_sample_type 1 and 2).
+    """
+    if choice == "uniform":
+        return own.float()
+    value = similarity if choice == "similarity" else similarity.softmax(dim=1) + FLOOR
+    return (value.max() + FLOOR - value) * own
