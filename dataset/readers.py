@@ -1,0 +1,258 @@
+"""Records from JSON-lines files and JSON lists, any number of files and folders, each record reachable by its number.
+
+JSON-lines files are indexed once by the byte offset of every line (8 bytes a record, kept in a cache folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dataset.files import BadRecord, DataError, Files, Stamp
+
+INDEX_VERSION = 1
+HEADER = 5  # version, file size, time of change, number of lines, number of blank lines
+CHUNK_BYTES = 8 * 1024 * 1024
+IGNORED_NAME = "_SUCCESS"  # left behind by Hadoop jobs beside their shards
+MAX_LINE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where the lines of a file begin: starts (n + 1,) ends with the file's size; blank lines are left out.
+
+    `blanks` holds, for every blank line, how many real lines stand before it: line numbers stay those of the file.
+    """
+
+    starts: np.ndarray
+    blanks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def line_number(self, i: int) -> int:
+        return i + 1 + int(np.searchsorted(self.blanks, i, side="right"))
+
+
+def find_lines(chunks: Iterator[bytes]) -> Lines:
+    """The line starts of a file that comes in chunks."""
+    is_ink = np.ones(256, bool)
+    is_ink[list(b" \t\r\n")] = False
+    starts, inked, position, open_line_is_inked = [np.zeros(1, np.int64)], [], 0, False
+    for chunk in filter(None, chunks):
+        content = np.frombuffer(chunk, np.uint8)
+        ends = np.flatnonzero(content == ord("\n")).astype(np.int64) + 1
+        pieces = np.concatenate([np.zeros(1, np.int64), ends[ends < len(content)]])
+        piece_is_inked = np.logical_or.reduceat(is_ink[content], pieces)
+        piece_is_inked[0] |= open_line_is_inked
+        open_line_is_inked = bool(len(pieces) > len(ends) and piece_is_inked[-1])
+        inked.append(piece_is_inked[: len(ends)])
+        starts.append(ends + position)
+        position += len(content)
+    all_starts, is_real = np.concatenate(starts), np.concatenate([*inked, np.zeros(0, bool)])
+    if all_starts[-1] != position:  # no line break at the end of the file
+        all_starts, is_real = np.append(all_starts, position), np.append(is_real, open_line_is_inked)
+    blanks = np.flatnonzero(~is_real)
+    return Lines(np.append(all_starts[:-1][is_real], position), (blanks - np.arange(len(blanks))).astype(np.int64))
+
+
+class LineIndex:
+    """Builds line indices and keeps them in a folder; where that cannot be written, in memory only."""
+
+    def __init__(self, files: Files, cache_dir: str | os.PathLike | None) -> None:
+        self.files, self.cache_dir = files, Path(cache_dir) if cache_dir else None
+
+    def load(self, path: str) -> Lines:
+        """The lines of a file, from the cache when size and time of change still agree."""
+        stamp = self.files.stamp(path)
+        name = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
+        place = self.cache_dir / name if self.cache_dir else None
+        cached = _read_index(place, stamp) if place else None
+        if cached is not None:
+            return cached
+        lines = find_lines(self._chunks(path, stamp))
+        if place:
+            _write_index(place, stamp, lines)
+        return lines
+
+    def _chunks(self, path: str, stamp: Stamp) -> Iterator[bytes]:
+        if not self.files.is_seekable(path):
+            yield self.files.read(path)
+            return
+        for start in range(0, stamp.size, CHUNK_BYTES):
+            yield self.files.read_part(path, start, min(CHUNK_BYTES, stamp.size - start))
+
+
+def _read_index(place: Path, stamp: Stamp) -> Lines | None:
+    try:
+        table = np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None  # absent or cut short: build it anew
+    if table.ndim != 1 or table.dtype != np.int64 or len(table) < HEADER:
+        return None
+    version, size, mtime_ns, num_lines, num_blanks = (int(number) for number in table[:HEADER])
+    if (version, size, mtime_ns) != (INDEX_VERSION, stamp.size, stamp.mtime_ns):
+        return None
+    if len(table) != HEADER + num_lines + 1 + num_blanks:
+        return None
+    return Lines(table[HEADER : HEADER + num_lines + 1], table[HEADER + num_lines + 1 :])
+
+
+def _write_index(place: Path, stamp: Stamp, lines: Lines) -> None:
+    header = np.array([INDEX_VERSION, stamp.size, stamp.mtime_ns, len(lines), len(lines.blanks)], np.int64)
+    table = np.concatenate([header, lines.starts, lines.blanks])
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=place.parent, suffix=".tmp")
+    except OSError:
+        return  # a read-only place: the index stays in memory
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, table)
+        os.replace(temporary, place)
+    except OSError:
+        os.unlink(temporary)
+
+
+class Source(Protocol):
+    """Records of one file."""
+
+    path: str
+
+    def __len__(self) -> int: ...
+    def where(self, i: int) -> str: ...
+    def read(self, i: int) -> dict[str, Any]: ...
+
+
+class LineSource:
+    """One JSON object per line."""
+
+    def __init__(self, path: str, files: Files, lines: Lines) -> None:
+        self.path, self.files, self.lines = path, files, lines
+        self._content: bytes | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_content": None}
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def where(self, i: int) -> str:
+        return f"{self.path}:{self.lines.line_number(i)}"
+
+    def read(self, i: int) -> dict[str, Any]:
+        start, end = int(self.lines.starts[i]), int(self.lines.starts[i + 1])
+        if end - start > MAX_LINE_BYTES:
+            raise BadRecord("line too long", f"{end - start} bytes; allowed at most {MAX_LINE_BYTES}", self.where(i))
+        try:
+            raw = self._part(start, end)
+        except OSError as error:
+            raise BadRecord("unreadable file", str(error), self.where(i)) from error
+        try:
+            record = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord("broken JSON", str(error)[:200], self.where(i)) from error
+        return check_object(record, self.where(i))
+
+    def _part(self, start: int, end: int) -> bytes:
+        if self.files.is_seekable(self.path):
+            return self.files.read_part(self.path, start, end - start)
+        if self._content is None:  # a packed file has no random access: unpack it once per process
+            self._content = self.files.read(self.path)
+        return self._content[start:end]
+
+
+class ListSource:
+    """A file that is one JSON list of objects."""
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path = path
+        try:
+            self.records = json.loads(content)
+        except RecursionError as error:
+            raise DataError(f"{path}: not a JSON list; it is nested too deeply") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: broken JSON; {error.msg}; allowed: a list of objects") from error
+        except ValueError as error:
+            raise DataError(f"{path}: broken JSON; {str(error)[:200]}") from error
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, i: int) -> str:
+        return f"{self.path}[{i}]"
+
+    def read(self, i: int) -> dict[str, Any]:
+        return check_object(self.records[i], self.where(i))
+
+
+def check_object(record: Any, where: str) -> dict[str, Any]:
+    """The record itself if it is a JSON object, else BadRecord."""
+    if not isinstance(record, dict):
+        raise BadRecord("not an object", f"found {type(record).__name__}; allowed: a JSON object", where)
+    return record
+
+
+class Records:
+    """All records of some files and folders under one running number; files keep their order, folders are sorted."""
+
+    def __init__(self, paths: Sequence[str], files: Files, cache_dir: str | os.PathLike | None = None) -> None:
+        index = LineIndex(files, cache_dir)
+        self.sources: list[Source] = [open_source(path, files, index) for path in list_files(paths, files)]
+        self.ends = np.cumsum([len(source) for source in self.sources], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, i: int) -> dict[str, Any]:
+        """Record number i; BadRecord if it is broken."""
+        source, inner = self._locate(i)
+        return source.read(inner)
+
+    def where(self, i: int) -> str:
+        """`file:line` of a record, or `file[number]` in a JSON list."""
+        source, inner = self._locate(i)
+        return source.where(inner)
+
+    def _locate(self, i: int) -> tuple[Source, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        return self.sources[k], i - int(self.ends[k - 1] if k else 0)
+
+
+def list_files(paths: Sequence[str], files: Files) -> list[str]:
+    """The files named or lying below the named folders, without Hadoop's success marks and hidden files."""
+    found = []
+    for path in paths:
+        try:
+            inside = files.list_folder(path)
+        except OSError as error:
+            raise FileNotFoundError(f"{path}: cannot be listed; {error}") from error
+        kept = [name for name in inside if IGNORED_NAME not in Path(name).name and not Path(name).name.startswith(".")]
+        if not kept:
+            raise FileNotFoundError(f"{path}: holds no data files")
+        found.extend(kept)
+    return found
+
+
+def open_source(path: str, files: Files, index: LineIndex) -> Source:
+    """A JSON list or JSON lines, told apart by the first character of the file."""
+    try:
+        stamp = files.stamp(path)
+        head = files.read_part(path, 0, min(stamp.size, 4096)) if files.is_seekable(path) else files.read(path)[:4096]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such data file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read; {error}") from error
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        return ListSource(path, files.read(path))
+    return LineSource(path, files, index.load(path))
