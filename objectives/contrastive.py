@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from objectives.chunked_contrastive import Positives, contrastive_losses
@@ -96,3 +97,22 @@ class OneToK:
         if divisor == 0:
             divisor = len(step.text_id) / len(step.batch.image_id)
         return (image_to_text + text_to_image) / 2 / (divisor if divisor > 0 else 1)
+
+
+def vicreg_statistics(image: Tensor, text: Tensor, captions: int) -> dict[str, Tensor]:
+    """Invariance, variance and covariance of the embeddings (VICReg, arXiv 2105.04906), for the log only; never part of a loss.
+
+    image (M, E), text (M * captions, E) image-major.
+    """
+    spread = sum(torch.relu(1 - (side.var(dim=0) + 1e-4).sqrt()).mean() for side in (image, text))
+    return {
+        "loss_invariance": (image.repeat_interleave(captions, dim=0) - text).square().mean(),
+        "loss_variance": spread,
+        "loss_covariance": _off_diagonal_covariance(image) + _off_diagonal_covariance(text),
+    }
+
+
+def _off_diagonal_covariance(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=0)
+    covariance = centred.T @ centred / (len(x) - 1)                                               # (E, E)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]

@@ -1,0 +1,117 @@
+"""BERT-family text weights: Hugging Face directories and the text encoders of CCLM and CCRK."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from compat.layout import Entry, State, to_ours, with_weight_and_bias
+
+_EMBEDDINGS = {"word": "word_embeddings", "position": "position_embeddings", "token_type": "token_type_embeddings"}
+
+
+def embedding_entries(ours: str, theirs: str) -> list[Entry]:
+    """Embedding tables and their norm."""
+    tables = [Entry(f"{ours}.{name}.weight", (f"{theirs}.{their_name}.weight",)) for name, their_name in _EMBEDDINGS.items()]
+    return tables + with_weight_and_bias(f"{ours}.norm", f"{theirs}.LayerNorm")
+
+
+def layer_entries(ours: str, theirs: str, *, has_cross_attention: bool) -> list[Entry]:
+    """One transformer layer; queries, keys and values of self-attention lie in one matrix of ours."""
+    entries = with_weight_and_bias(f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")))
+    entries += _after_attention(f"{ours}.attention", f"{theirs}.attention")
+    if has_cross_attention:
+        cross, their_cross = f"{ours}.cross_attention", f"{theirs}.crossattention"
+        entries += with_weight_and_bias(f"{cross}.query", f"{their_cross}.self.query")
+        entries += with_weight_and_bias(f"{cross}.key_value", f"{their_cross}.self.key", f"{their_cross}.self.value")
+        entries += _after_attention(cross, their_cross)
+    entries += with_weight_and_bias(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense")
+    entries += with_weight_and_bias(f"{ours}.feed_forward.down", f"{theirs}.output.dense")
+    return entries + with_weight_and_bias(f"{ours}.feed_forward.norm", f"{theirs}.output.LayerNorm")
+
+
+def _after_attention(ours: str, theirs: str) -> list[Entry]:
+    return [
+        *with_weight_and_bias(f"{ours}.output", f"{theirs}.output.dense"),
+        *with_weight_and_bias(f"{ours}.norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def masked_head_entries(ours: str, dense: str, norm: str, bias: str) -> list[Entry]:
+    """The masked-language head without the decoder, which is the word embedding."""
+    return [
+        *with_weight_and_bias(f"{ours}.dense", dense),
+        *with_weight_and_bias(f"{ours}.norm", norm),
+        Entry(f"{ours}.bias", (bias,)),
+    ]
+
+
+def source_layers(num_source: int, num_wanted: int) -> list[int]:
+    """Which layers of a deeper public model are kept: the last of every run of num_source / num_wanted (1, 3, ..., 23 of 24)."""
+    if num_wanted > num_source or num_source % num_wanted:
+        raise ValueError(f"text weights have {num_source} layers, which cannot be thinned evenly to {num_wanted}")
+    step = num_source // num_wanted
+    return [step * (place + 1) - 1 for place in range(num_wanted)]
+
+
+def from_public(state: State, model: dict[str, Any]) -> State:
+    """Weights of a public BERT, RoBERTa or XLM-R file under our names, for the model tree of a config.
+
+    The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh). The pooler and everything
+    else that no part of the model uses is left out; a missing masked-language head stays fresh. ValueError if layers are missing.
+    """
+    state = {_modern_name(name): value for name, value in state.items()}
+    numbers = [int(found[1]) for name in state if (found := re.match(r"encoder\.layer\.(\d+)\.", name))]
+    if not numbers:
+        raise ValueError(f"no BERT-family layers among the text weights; first keys: {', '.join(list(state)[:4])}")
+    num_text = model["text_encoder"]["num_layers"]
+    num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
+    kept = source_layers(max(numbers) + 1, num_text + num_fusion)
+    required = embedding_entries("text_encoder", "embeddings")
+    for place, number in enumerate(kept):
+        ours = f"text_encoder.layers.{place}" if place < num_text else f"text_fusion.layers.{place - num_text}"
+        required += layer_entries(ours, f"encoder.layer.{number}", has_cross_attention=False)
+    ours, missing, _ = to_ours(state, required)
+    if missing:
+        raise ValueError(f"text weights lack {len(missing)} keys: {', '.join(missing[:5])}")
+    if model.get("has_masked_language_head"):
+        head, absent, _ = to_ours(state, masked_head_entries("masked_language_head", "head.dense", "head.norm", "head.bias"))
+        ours |= {} if absent else head
+    return ours
+
+
+def _modern_name(name: str) -> str:
+    """Public names without the model's prefix, old and new spellings brought to one."""
+    name = re.sub(r"^(roberta|bert|xlm_roberta|model)\.", "", name)
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    name = re.sub(r"^(cls\.predictions\.transform|lm_head)\.dense\.", "head.dense.", name)
+    name = re.sub(r"^(cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm)\.", "head.norm.", name)
+    return re.sub(r"^(cls\.predictions|lm_head)\.bias$", "head.bias", name)
+
+
+def text_tree(directory: str | Path) -> dict[str, Any]:
+    """`model.text_encoder` settings of a Hugging Face directory, from its config.json."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; model.text_encoder.path must name a Hugging Face directory with a config.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    family = config.get("model_type", "bert")
+    if "hidden_size" not in config or config.get("position_embedding_type", "absolute") != "absolute":
+        raise ValueError(f"{path}: model_type '{family}' is not of the BERT family with absolute positions (bert, roberta, xlm-roberta)")
+    pad_id = config.get("pad_token_id", 0)
+    return {
+        "vocab_size": config["vocab_size"],
+        "width": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_width": config["intermediate_size"],
+        "max_positions": config["max_position_embeddings"],
+        "position_offset": pad_id + 1 if "roberta" in family or family == "camembert" else 0,
+        "num_token_types": config.get("type_vocab_size", 1),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
+        "dropout": config.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        "pad_id": pad_id,
+    }

@@ -1,0 +1,75 @@
+"""What the runners share: reading a case, comparing tensors, running two or more gloo processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Tolerances of the fixtures: outputs and losses 1e-5 (relative to the largest value of a tensor), gradient norms 1e-4.
+OUTPUT_TOLERANCE = 1e-5
+LOSS_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 1e-4
+
+
+@dataclass
+class Case:
+    config: dict[str, Any]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def read_case(folder: Path) -> Case:
+    def tensors(name: str) -> dict[str, Tensor]:
+        path = folder / f"{name}.safetensors"
+        return load_file(path) if path.exists() else {}
+
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return Case(config, tensors("inputs"), tensors("outputs"), tensors("state_dict"))
+
+
+def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = OUTPUT_TOLERANCE) -> None:
+    found = found.detach().reshape(expected.shape).to(expected.dtype)
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    difference = float((found - expected).abs().max()) if expected.numel() else 0.0
+    assert difference <= tolerance * scale, f"{what}: differs by {difference:.3g}, allowed {tolerance * scale:.3g}"
+
+
+def assert_loss(found: Tensor, expected: Tensor, what: str) -> None:
+    assert_close(found, expected, what, LOSS_TOLERANCE)
+
+
+def assert_gradient(found: Tensor, expected: Tensor, what: str) -> None:
+    found, expected = float(found), float(expected)
+    allowed = GRADIENT_TOLERANCE * max(abs(expected), 1e-6)
+    assert abs(found - expected) <= allowed, f"gradient norm of {what}: {found:.8g}, expected {expected:.8g}"
+
+
+def run_on_ranks(function: Callable, num_ranks: int, *arguments: Any) -> None:
+    """Run function(rank, *arguments) on gloo processes; an assertion on any rank fails the caller."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank_main, (function, num_ranks, port, arguments), nprocs=num_ranks)
+
+
+def _rank_main(rank: int, function: Callable, num_ranks: int, port: int, arguments: tuple) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
