@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,29 +33,49 @@ class CrossEncoder(nn.Module):
         """Keys and values of images (M, N, V) for every layer; mask (M, N) bool, True = real."""
         return [layer.cross_attention.project(tokens, mask) for layer in self.layers]
 
-    def forward(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor, reading: Reading | None = None) -> Tensor:
+    def attend_texts(self, texts: TextState) -> TextState:
+        """Texts after the first layer's self-attention, which no image touches: worth it where a text meets many images."""
+        return replace(texts, tokens=self.layers[0].attention(texts.tokens, texts.packing, None))
+
+    def forward(
+        self,
+        texts: TextState,
+        keys: list[KeyValue],
+        image_of_text: Tensor,
+        reading: Reading | None = None,
+        *,
+        is_attended: bool = False,
+    ) -> Tensor:
         """Fused rows (R, D), or (Q, D) for `reading`; text t meets image image_of_text[t] of the projected ones.
 
-        The last layer computes only the rows of `reading`.
+        The last layer computes only the rows of `reading`. is_attended: the texts come from `attend_texts`.
         """
         packing = texts.packing
         exact = packing.key_mask is None and image_of_text.device.type == "cpu"
-        image_by_place = image_of_text.to(packing.order.device)[packing.order]                    # (T,)
-        meeting = Meeting(fold_by_image(_image_of_row(packing, image_by_place))) if exact else Meeting(None, image_by_place)
+        image_by_place = image_of_text[packing.order.to(image_of_text.device)]                    # (T,)
+        device = texts.tokens.device
+        meeting = Meeting(None, image_by_place)
+        if exact:
+            meeting = Meeting(fold_by_image(_image_of_row(packing, image_by_place), device))
         if not exact and packing.key_mask is None:
             raise ValueError("texts of known lengths need image_of_text on the host")
         x = texts.tokens
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
+            options = {"keys": keys[number], "is_attended": is_attended and number == 0}
             if number == last and reading is not None:
-                read_meeting = meeting if not exact else Meeting(fold_by_image(image_of_text[reading.text_of_row]))
-                return layer(x, packing, reading=reading, keys=keys[number], meeting=read_meeting)
-            x = layer(x, packing, keys=keys[number], meeting=meeting)
+                read_meeting = meeting
+                if exact:
+                    read_meeting = Meeting(fold_by_image(image_of_text[reading.text_of_row.cpu()], device))
+                return layer(x, packing, reading=reading, meeting=read_meeting, **options)
+            x = layer(x, packing, meeting=meeting, **options)
         return x
 
-    def first_tokens(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
+    def first_tokens(
+        self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor, *, is_attended: bool = False
+    ) -> Tensor:
         """Fused first token of every (text, image) pair, in the order of the texts: (T, D)."""
-        rows = self(texts, keys, image_of_text, read_first(texts.packing))                        # by packed place
+        rows = self(texts, keys, image_of_text, read_first(texts.packing), is_attended=is_attended)   # by packed place
         order = texts.packing.order
         return torch.zeros_like(rows).index_copy(0, order, rows)
 

@@ -78,6 +78,12 @@ class Model(DualEncoder):
         target = placed[placed >= 0] if len(fused) != placed.numel() else placed.flatten()
         return self.masked_language_head(fused), target
 
-    def match_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
-        """Two logits per (text, image) pair, index 1 = they belong together: (T, 2)."""
-        return self.match_head(self.text_fusion.first_tokens(texts, keys, image_of_text)).float()
+    def match_logits(
+        self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor, *, is_attended: bool = False
+    ) -> Tensor:
+        """Two logits per (text, image) pair, index 1 = they belong together: (T, 2).
+
+        is_attended: the texts come from `text_fusion.attend_texts`.
+        """
+        fused = self.text_fusion.first_tokens(texts, keys, image_of_text, is_attended=is_attended)
+        return self.match_head(fused).float()

@@ -6,7 +6,7 @@ Letters: R rows of a packed matrix (R = sum of the lengths), T texts, L text tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -77,15 +77,26 @@ def pack_uniform(length: Tensor, longest: int) -> Packing:
     return Packing([longest] * num_texts, order, (group,), order * longest, length, key_mask)
 
 
+def join_packings(packings: Sequence[Packing]) -> tuple[Packing, Tensor]:
+    """Packing of all texts of several packings, one after the other, and the rows (R,) of their stacked matrices it consists of."""
+    offsets = np.cumsum([0] + [packing.num_rows for packing in packings])
+    first = torch.cat([packing.first_row + int(offset) for packing, offset in zip(packings, offsets[:-1], strict=True)])
+    joined = pack([length for packing in packings for length in packing.lengths], first.device)
+    return joined, _rows_from(first[joined.order], joined.groups)
+
+
+def _rows_from(first: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Rows of texts that begin at first (T,) by packed place: (R,)."""
+    pieces = []
+    for group in groups:
+        starts = first[group.first_text : group.first_text + group.count]
+        pieces.append((starts[:, None] + torch.arange(group.length, device=first.device)).flatten())
+    return torch.cat(pieces)
+
+
 def token_rows(packing: Packing, padded_width: int) -> Tensor:
     """For each packed row, its place in a flattened (T, padded_width) matrix of ids: (R,)."""
-    place_start = packing.order * padded_width                                                    # (T,)
-    pieces = []
-    for group in packing.groups:
-        starts = place_start[group.first_text : group.first_text + group.count]
-        steps = torch.arange(group.length, device=starts.device).clamp_max(padded_width - 1)
-        pieces.append((starts[:, None] + steps).flatten())
-    return torch.cat(pieces)
+    return _rows_from(packing.order * padded_width, packing.groups)
 
 
 def positions_in_text(packing: Packing, device: torch.device) -> Tensor:
@@ -96,21 +107,17 @@ def positions_in_text(packing: Packing, device: torch.device) -> Tensor:
 def select_texts(packing: Packing, index: Tensor) -> tuple[Packing, Tensor]:
     """Packing of the texts `index` (n,), repeats allowed, and the rows (R',) of the old matrix that make up the new one.
 
-    On the CPU the new packing is exact. On an accelerator the chosen lengths stay on the device: copying them to the host would
+    An index on the host gives an exact packing. With an index on an accelerator the chosen lengths stay on the device: copying them to the host would
     stop it once per step, so each text takes as many rows as the longest text and the padding is masked.
     """
+    device = packing.first_row.device
     if index.device.type == "cpu" and packing.key_mask is None:
-        chosen = np.asarray(packing.lengths)[index.numpy()]
-        selected = pack(chosen)
-        first = packing.first_row[index[selected.order]]                                          # (n,) by new place
+        selected = pack(np.asarray(packing.lengths)[index.numpy()], device)
+        first = packing.first_row[index.to(device)[selected.order]]                               # (n,) by new place
     else:
         selected = pack_uniform(packing.length[index], max(packing.lengths))
         first = packing.first_row[index]
-    pieces = []
-    for group in selected.groups:
-        starts = first[group.first_text : group.first_text + group.count]
-        pieces.append((starts[:, None] + torch.arange(group.length, device=index.device)).flatten())
-    return selected, torch.cat(pieces).clamp_max(packing.num_rows - 1)
+    return selected, _rows_from(first, selected.groups).clamp_max(packing.num_rows - 1)
 
 
 @dataclass(frozen=True)
@@ -176,13 +183,13 @@ class ImageBlock:
     rows: Tensor
 
 
-def fold_by_image(image_of_row: Tensor, slack: float = 1.25) -> tuple[ImageBlock, ...]:
+def fold_by_image(image_of_row: Tensor, device: torch.device, slack: float = 1.25) -> tuple[ImageBlock, ...]:
     """All query rows of one image side by side, so that its keys and values are read once; image_of_row (R,) on the host.
 
     Images are sorted by their number of rows and cut into blocks in which the largest is at most `slack` times the smallest (plus
     8), which bounds the padded query slots. Covers every row exactly once.
     """
-    images = image_of_row.cpu().numpy()
+    images = image_of_row.numpy()
     by_image = np.argsort(images, kind="stable")
     used, begin, count = np.unique(images[by_image], return_index=True, return_counts=True)
     by_count = np.argsort(count, kind="stable")
@@ -196,14 +203,8 @@ def fold_by_image(image_of_row: Tensor, slack: float = 1.25) -> tuple[ImageBlock
         real = steps[None, :] < count[members][:, None]                                           # (m, Q)
         places = begin[members][:, None] + np.minimum(steps[None, :], count[members][:, None] - 1)
         slots = by_image[places]
-        to_tensor = lambda values: torch.from_numpy(values).to(image_of_row.device)  # noqa: E731
+        to_tensor = lambda values: torch.from_numpy(values).to(device, non_blocking=True)  # noqa: E731
         kept = np.flatnonzero(real)
         blocks.append(ImageBlock(*map(to_tensor, (used[members], slots, kept, slots.reshape(-1)[kept]))))
         at = limit
     return tuple(blocks)
-
-
-def with_device(packing: Packing, device: torch.device) -> Packing:
-    """The same packing with its tensors on `device`."""
-    moved = {name: getattr(packing, name).to(device, non_blocking=True) for name in ("order", "first_row", "length")}
-    return replace(packing, **moved)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.packing import Packing, pack, positions_in_text, select_texts, token_rows
+from models.packing import Packing, join_packings, pack, positions_in_text, select_texts, token_rows
 from models.transformer import Layer, LayerConfig, initialise
 
 
@@ -24,13 +24,19 @@ class TextState:
     def select(self, index: Tensor) -> TextState:
         """The texts `index` (n,), repeats allowed; gradients flow back to the originals."""
         packing, rows = select_texts(self.packing, index)
-        return TextState(self.tokens[rows], packing, None if self.embed is None else self.embed[index])
+        return TextState(self.tokens[rows], packing, None if self.embed is None else self.embed[index.to(self.embed.device)])
 
     def padded(self, length: int | None = None) -> Tensor:
         """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs it."""
         length = length or max(self.packing.lengths)
         flat = self.tokens.new_zeros(self.packing.num_texts * length, self.tokens.shape[1])
         return flat.index_put((token_rows(self.packing, length),), self.tokens).view(self.packing.num_texts, length, -1)
+
+
+def join_texts(states: Sequence[TextState]) -> TextState:
+    """All texts of several states, one after the other."""
+    packing, rows = join_packings([state.packing for state in states])
+    return TextState(torch.cat([state.tokens for state in states])[rows], packing, torch.cat([state.embed for state in states]))
 
 
 class TextEncoder(nn.Module):

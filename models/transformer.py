@@ -186,9 +186,16 @@ class Layer(nn.Module):
         reading: Reading | None = None,
         keys: KeyValue | None = None,
         meeting: Meeting | None = None,
+        is_attended: bool = False,
     ) -> Tensor:
-        """x (R, D) -> (R, D), or (Q, D) when only the rows of `reading` are wanted; without keys cross-attention is skipped."""
-        x = self.attention(x, packing, reading)
+        """x (R, D) -> (R, D), or (Q, D) when only the rows of `reading` are wanted; without keys cross-attention is skipped.
+
+        is_attended: x went through this layer's self-attention already.
+        """
+        if not is_attended:
+            x = self.attention(x, packing, reading)
+        elif reading is not None:
+            x = x[reading.rows]
         if keys is not None:
             x = self.cross_attention(x, keys, meeting)
         return self.feed_forward(x)

@@ -1,0 +1,91 @@
+"""Two-stage scores: similarities choose candidates, the fusion stack scores each chosen pair once.
+
+Letters: M images, T texts, P pairs, K candidates of one query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.model import Model
+from models.text_encoder import TextState
+from utils.distributed import gather_rows, rank, world_size
+
+TOKENS_PER_BLOCK = 8192
+
+
+@dataclass
+class Candidates:
+    """Which pairs each direction re-ranks, (M, T) bool each; a pair that both want is scored once."""
+
+    of_images: Tensor
+    of_texts: Tensor
+
+
+def choose_candidates(similarity: Tensor, num_candidates: int) -> Candidates:
+    """The num_candidates most similar texts of every image and images of every text; similarity (M, T).
+
+    A gallery with fewer entries is taken whole.
+    """
+    num_images, num_texts = similarity.shape
+    of_images = torch.zeros_like(similarity, dtype=torch.bool)
+    of_texts = torch.zeros_like(of_images)
+    of_images.scatter_(1, similarity.topk(min(num_candidates, num_texts), dim=1).indices, True)
+    of_texts.scatter_(0, similarity.topk(min(num_candidates, num_images), dim=0).indices, True)
+    return Candidates(of_images, of_texts)
+
+
+def score_pairs(
+    model: Model, image_tokens: Callable[[list[int]], Tensor], texts: TextState, pairs: Tensor, on_progress: Callable[[int], None]
+) -> Tensor:
+    """Match logit of class 1 for pairs (P, 2) of (image, text) numbers, sorted by image: (P,).
+
+    image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about TOKENS_PER_BLOCK
+    text tokens each; keys and values of an image are projected once per block.
+    """
+    attended = model.text_fusion.attend_texts(texts)
+    lengths = np.asarray(texts.packing.lengths)[pairs[:, 1].numpy()]
+    scores = []
+    for part in _blocks(lengths, TOKENS_PER_BLOCK):
+        images, place = pairs[part, 0].unique(return_inverse=True)
+        keys = model.project_images(image_tokens(images.tolist()))
+        chosen = attended.select(pairs[part, 1])
+        scores.append(model.match_logits(chosen, keys, place, is_attended=True)[:, 1])
+        on_progress(part.stop - part.start)
+    return torch.cat(scores) if scores else texts.tokens.new_zeros(0, dtype=torch.float32)
+
+
+def _blocks(lengths: np.ndarray, tokens_per_block: int) -> Iterator[slice]:
+    """Consecutive pairs whose texts have about tokens_per_block tokens together."""
+    total = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        used = total[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, used + tokens_per_block, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def rerank(
+    model: Model,
+    image_tokens: Callable[[list[int]], Tensor],
+    texts: TextState,
+    candidates: Candidates,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Match logits (M, T) of all candidate pairs, -inf elsewhere; images are shared out over the ranks, every rank gets all scores.
+
+    image_tokens is asked only for images m with m % world_size == rank.
+    """
+    wanted = (candidates.of_images | candidates.of_texts).cpu()
+    pairs = wanted.nonzero()
+    own = pairs[pairs[:, 0] % world_size() == rank()]
+    scores = gather_rows(score_pairs(model, image_tokens, texts, own, on_progress), "none")
+    all_pairs = gather_rows(own.to(scores.device), "none")
+    matrix = torch.full(wanted.shape, -torch.inf, device=scores.device)
+    return matrix.index_put((all_pairs[:, 0], all_pairs[:, 1]), scores)
