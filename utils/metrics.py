@@ -189,7 +189,7 @@ def chance_metrics(image_of_text: Tensor, num_images: int) -> dict[str, float]:
 def align_ranks(names: dict[str, list[str]], ranks: dict[str, Tensor]) -> tuple[list[str], Tensor]:
     """Names of the instances that every language has, and their ranks (L, N) in the order of `names`.
 
-    names[language] says what each rank of ranks[language] belongs to, an image path. A path may stand several times, once
+    names[language] says what each rank of ranks[language] belongs to: an image path. It may stand several times, once
     per caption: its k-th ranks are compared, and it is left out where the languages disagree on their number.
     """
     if len(names) < 2:
