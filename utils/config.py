@@ -1,7 +1,7 @@
 """Configuration: dataclasses from YAML files and `key=value` settings, with the place of every mistake.
 
 A schema is a dataclass whose fields are int, float, bool, str, Path, X | None, list, tuple, dict, Literal, other
-dataclasses, or `Annotated[Any, REGISTRY]`: a section whose `name` picks a class from a table, read as that class's inner
+dataclasses, or `Annotated[Any, REGISTRY]`: a section whose `name` picks a class from a table, read as its inner
 dataclass `Config`.
 """
 

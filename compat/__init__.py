@@ -1,0 +1,1 @@
+"""Translation at the door: the original systems' flags, settings and weights, and back."""
