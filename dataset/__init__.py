@@ -1,4 +1,4 @@
-"""Data sets by name; the classes are imported when a config asks for one."""
+"""Data sets and transforms by name; the classes are imported when a config asks for one."""
 
 from utils.registry import Registry
 
@@ -9,5 +9,14 @@ DATASETS = Registry(
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",
         "xflickrco": "dataset.retrieval:FlickrLines",
         "wit": "dataset.retrieval:WitLines",
+    },
+)
+
+TRANSFORMS = Registry(
+    "transform",
+    {
+        "augmented_crop": "dataset.transforms:AugmentedCrop",
+        "resize": "dataset.transforms:Resize",
+        "shift": "dataset.transforms:Shift",
     },
 )

@@ -1,0 +1,134 @@
+"""Pictures with captions in several languages: every picture meets all its captions (1-to-K) in the same step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from dataset.batch import ImageTextBatch, Skipped
+from dataset.files import BadRecord, DataError
+from dataset.readers import Records
+from dataset.samples import (
+    Preprocessing,
+    Sample,
+    clean,
+    collate_samples,
+    image_key,
+    mask_texts,
+    read_image,
+    stable_id,
+)
+
+# The names under which the systems' files keep the picture; tried when a record lacks the configured one.
+IMAGE_KEYS = ("image_path", "image", "binary", "image_content")
+
+
+class CaptionedImages:
+    """Records {caption: {language: text}, image: path or base64}; a sample is a picture with its K captions."""
+
+    @dataclass
+    class Config:
+        name: str = "captioned_images"
+        files: list[str] = field(default_factory=list)  # files and folders, of JSON lines or JSON lists
+        image_root: str = ""  # folder, URL or zip that image paths are relative to
+        image_key: str = "image_path"
+        caption_key: str = "caption"
+        languages: list[str] = field(default_factory=list)  # their order is kept; none: those of the first record, sorted
+        caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
+        missing_language: Literal["skip", "keep"] = "skip"  # what happens to a picture that lacks a language
+
+        def __post_init__(self) -> None:
+            if not self.files:
+                raise ValueError("files is empty; name at least one file or folder of JSON lines")
+            if len(set(self.languages)) != len(self.languages):
+                raise ValueError(f"languages holds one twice: {', '.join(self.languages)}")
+            if self.caption_num < 0 or (self.languages and self.caption_num > len(self.languages)):
+                most = len(self.languages) or "the number of languages"
+                raise ValueError(f"caption_num must be between 0 and {most}, found {self.caption_num}")
+
+    def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
+        self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        self.languages = list(config.languages) or find_languages(self.records, config.caption_key)
+        if config.caption_num > len(self.languages):
+            found = ", ".join(self.languages)
+            raise DataError(f"caption_num is {config.caption_num}, but {config.files[0]} has only {found}")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, index: int) -> str:
+        return self.records.where(index)
+
+    def sample(self, index: int, generator: np.random.Generator) -> Sample:
+        """The picture of a record with its captions; all chance comes from the generator."""
+        record = self.records.read(index)
+        captions = self._captions(record, generator)
+        value = find_image(record, self.config.image_key)
+        data = read_image(value, self.config.image_root, self.preprocessing.files)
+        texts = self.preprocessing.encode(list(captions.values()))
+        return Sample(
+            image=self.preprocessing.transform(data, generator),
+            image_id=stable_id(image_key(value)),
+            texts=texts,
+            languages=list(captions),
+            masked=mask_texts(texts, self.preprocessing.masker, generator),
+        )
+
+    def collate(self, samples: list[Sample], skipped: list[Skipped]) -> ImageTextBatch:
+        return collate_samples(samples, skipped, self.preprocessing.tokenizer.pad_id)
+
+    def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[int, str]:
+        """Cleaned captions by language number, in the order of the languages."""
+        captions = captions_by_language(record, self.config.caption_key, generator)
+        if self.config.missing_language == "skip":
+            missing = [language for language in self.languages if language not in captions]
+            if missing:
+                raise BadRecord("missing language", f"no {', '.join(missing)}; found: {', '.join(captions) or 'none'}")
+        present = [k for k, language in enumerate(self.languages) if language in captions]
+        if 0 < self.config.caption_num < len(present):
+            drawn = generator.choice(len(present), size=self.config.caption_num, replace=False)
+            present = [present[k] for k in sorted(drawn.tolist())]
+        cleaned = {}
+        for k in present:
+            try:
+                cleaned[k] = clean(captions[self.languages[k]], self.preprocessing.max_words)
+            except BadRecord:
+                if self.config.missing_language == "skip":
+                    raise
+        if not cleaned:
+            raise BadRecord("missing caption", f"none in {', '.join(self.languages)}")
+        return cleaned
+
+
+def find_image(record: dict[str, Any], key: str) -> Any:
+    """The record's image value under the configured name, or under one that the systems use."""
+    for name in (key, *IMAGE_KEYS):
+        if record.get(name):
+            return record[name]
+    raise BadRecord("missing image", f"field '{key}' is missing; found: {', '.join(map(str, record)) or 'none'}")
+
+
+def captions_by_language(record: dict[str, Any], key: str, generator: np.random.Generator | None) -> dict[str, Any]:
+    """The record's captions; of a list of caption sets one is drawn, or the first taken without a generator."""
+    captions = record.get(key)
+    if isinstance(captions, list) and captions:
+        captions = captions[int(generator.integers(len(captions))) if generator else 0]
+    if not isinstance(captions, dict):
+        found = f"found: {', '.join(map(str, record))}" if key not in record else f"found {type(captions).__name__}"
+        raise BadRecord("missing caption", f"field '{key}' must be an object of languages; {found}")
+    return captions
+
+
+def find_languages(records: Records, key: str) -> list[str]:
+    """The languages of the first usable record, sorted: one list for the whole data set and every worker."""
+    for i in range(len(records)):
+        try:
+            captions = captions_by_language(records.read(i), key, None)
+        except BadRecord:
+            continue
+        if captions:
+            return sorted(captions)
+    raise DataError(f"{records.where(0) if len(records) else 'data'}: no record has captions by language under '{key}'")
