@@ -48,6 +48,13 @@ class Packing:
         last = self.groups[-1]
         return last.start + last.count * last.length
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The rows x (R, ...) of each group as a view.
+
+        One split, not a slice per group: the backward of a slice fills a whole matrix with zeros.
+        """
+        return x.split([group.count * group.length for group in self.groups])
+
 
 def pack(lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
     """Packing of texts whose lengths the host knows; raises ValueError on an empty list or an empty text."""

@@ -115,8 +115,7 @@ class TextEncoder(nn.Module):
         if self.config.pooling == "first":
             return state.tokens[state.packing.first_row]
         packing, means = state.packing, []
-        for group in packing.groups:
-            rows = state.tokens[group.start : group.start + group.count * group.length]
+        for group, rows in zip(packing.groups, packing.split(state.tokens), strict=True):
             block = rows.view(group.count, group.length, -1)                                      # (n, L, D)
             if packing.key_mask is None:
                 means.append(block.mean(dim=1))

@@ -89,9 +89,8 @@ class SelfAttention(nn.Module):
             query_rows = F.linear(residual, self.qkv.weight[:width], self.qkv.bias[:width])       # (Q, D)
             key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])               # (R, 2D)
         pieces = []
-        for number, group in enumerate(packing.groups):
-            stop = group.start + group.count * group.length
-            block = key_value[group.start : stop].view(group.count, group.length, -1, self.num_heads, width // self.num_heads)
+        for number, (group, rows) in enumerate(zip(packing.groups, packing.split(key_value), strict=True)):
+            block = rows.view(group.count, group.length, -1, self.num_heads, width // self.num_heads)
             *query, key, value = block.permute(2, 0, 3, 1, 4)                                     # each (n, H, L, d)
             query = query[0] if query else self._read_queries(query_rows, reading.slots[number])
             mask = None if packing.key_mask is None else packing.key_mask[group.first_text :, None, None, :]
