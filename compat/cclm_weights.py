@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from compat import swin
+from compat import swin, vit
 from compat.bert import embedding_entries, layer_entries, masked_head_entries
 from compat.layout import Entry, State, to_ours, to_theirs, with_weight_and_bias
 
@@ -84,7 +84,7 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: Stage) -> State:
     """A state dict in the original layout, tied tensors under all their names and buffers included."""
     theirs = to_theirs(state, entries(model, stage))
     tower = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
-    theirs |= {f"{_VISION}{name}": value for name, value in swin.to_original(tower, model["image_encoder"]).items()}
+    theirs |= {f"{_VISION}{name}": value for name, value in vision_to_original(tower, model["image_encoder"]).items()}
     text = "text_encoder.bert." if stage == "pretrain" else "text_encoder."
     theirs[f"{text}embeddings.position_ids"] = torch.arange(model["text_encoder"]["max_positions"])[None]
     if stage == "pretrain" and model.get("has_masked_language_head"):
@@ -94,10 +94,15 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: Stage) -> State:
 
 
 def vision_to_timm(vision: State, image: dict[str, Any]) -> State:
-    """The image tower's keys under timm's names; only Swin towers are known to this layout."""
-    if image.get("name") != "swin":
-        raise ValueError(f"this CCLM / CCRK layout has a Swin image tower; model.image_encoder.name is '{image.get('name')}'")
-    return swin.to_timm(vision, image)
+    """The image tower's keys under timm's names: Swin, DeiT or CLIP-ViT."""
+    return swin.to_timm(vision, image) if image.get("name") == "swin" else vit.to_timm(vision, image)
+
+
+def vision_to_original(tower: State, image: dict[str, Any]) -> State:
+    """The image tower's keys under the original names, buffers included."""
+    if image.get("name") == "swin":
+        return swin.to_original(tower, image)
+    return vit.to_clip(tower, image) if image.get("is_clip") else tower
 
 
 def _why_unused(name: str, model: dict[str, Any]) -> str:
