@@ -44,9 +44,21 @@ def percent(value: float) -> str:
     return f"{value:.1f}"
 
 
-def html_table(caption: str, head: list[str], rows: list[list[str]], *, marked: set[int] = frozenset()) -> str:
-    """A table whose first column names the rows; rows in `marked` are set apart. Cells are escaped here."""
+def html_table(
+    caption: str,
+    head: list[str],
+    rows: list[list[str]],
+    *,
+    groups: list[tuple[str, int]] = (),
+    marked: set[int] = frozenset(),
+) -> str:
+    """A table whose first column names the rows; rows in `marked` are set apart. Cells are escaped here.
+
+    groups names neighbouring columns together, as (name, number of columns); the first column belongs to none.
+    """
     heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    over = "".join(f'<th scope="colgroup" colspan="{span}">{escape(name)}</th>' for name, span in groups)
+    over = f'<tr class="over"><td></td>{over}</tr>' if over else ""
     body = []
     for i, row in enumerate(rows):
         kind = ' class="apart"' if i in marked else ""
@@ -55,7 +67,7 @@ def html_table(caption: str, head: list[str], rows: list[list[str]], *, marked: 
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f'<caption class="hidden">{escape(caption)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<thead>{over}<tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

@@ -79,16 +79,12 @@ def _rows(metrics: dict) -> tuple[list[str], list[list[str]], set[int]]:
         shown["mean"] = tree["mean"]
     if isinstance(metrics.get("chance"), dict) and any(key in metrics["chance"] for key in keys):
         shown["chance"] = metrics["chance"]
-    rows = [[name] + [_cell(row.get(key)) for key in keys] for name, row in shown.items()]
+    rows = [[name] + [_cell(row.get(key), 2 if name == "chance" else 1) for key in keys] for name, row in shown.items()]
     return list(keys), rows, {i for i, name in enumerate(shown) if name in ("mean", "chance") and i >= len(languages)}
 
 
-def _cell(value: Any) -> str:
-    if not isinstance(value, (int, float)):
-        return "-"
-    if abs(value) < 1 and value:
-        return f"{value:.2f}"                                       # chance levels
-    return percent(value)
+def _cell(value: Any, digits: int = 1) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
 
 
 def _spread_line(tree: dict) -> str:
@@ -129,13 +125,19 @@ def _result_section(metrics: dict) -> str:
     if not rows:
         return ""
     split, tree = _split_of(metrics)
+    groups = []
     if _is_retrieval(tree):
-        arrows = {"img": "text to image", "txt": "image to text"}
-        head = [f"{arrows[key[:3]]} {key.split('_')[1].replace('r', 'R@')}" for key in head]
+        groups = [("text to image", 4), ("image to text", 4)]
+        head = ["R@1", "R@5", "R@10", "median rank"] * 2
+        medians = [tree.get("median_rank", {}).get(row[0], {}) for row in rows]
+        rows = [
+            row[:4] + [_cell(median.get("img"))] + row[4:] + [_cell(median.get("txt"))]
+            for row, median in zip(rows, medians)
+        ]
     rows = [[_named(row[0])] + row[1:] for row in rows]
-    spread = _spread_line(tree).replace(" -> ", " to ").split("\n")
-    table = html_table(f"Results on {split}", ["language"] + head, rows, marked=apart)
-    return f'<div class="panel">{table}</div>' + "".join(f'<p class="note">{line}</p>' for line in spread if line)
+    table = html_table(f"Results on {split}", ["language"] + head, rows, groups=groups, marked=apart)
+    note = "Recall is in percent; the median rank counts from 1." if groups else ""
+    return f'<div class="panel">{table}</div><p class="note">{note}</p>'
 
 
 def _named(language: str) -> str:
@@ -164,26 +166,19 @@ def _language_section(metrics: dict) -> str:
 
 
 def _spread_section(metrics: dict) -> str:
-    """Distribution of each instance's rank deviation over the languages, and median ranks."""
-    _, tree = _split_of(metrics)
+    """Distribution of each instance's rank deviation over the languages."""
     spread = metrics.get("rank_spread", {})
-    charts = []
-    if spread.get("bounds"):
-        bounds = [number(bound) for bound in spread["bounds"]]
-        labels = [f"{bounds[0]} (same rank)"] + [f"up to {bound}" for bound in bounds[1:]] + [f"above {bounds[-1]}"]
-        values = [(label, [spread["img"][i], spread["txt"][i]]) for i, label in enumerate(labels)]
-        note = (
-            f"Share of the {number(spread['num_img'])} texts and {number(spread['num_txt'])} images that all languages "
-            "have, by the standard deviation of their ranks over the languages."
-        )
-        names = ["text to image", "image to text"]
-        charts.append(bar_chart("Spread of ranks, percent", names, values, note=note, row_head="deviation"))
-    medians = [(_named(name), [row["img"], row["txt"]]) for name, row in tree.get("median_rank", {}).items()
-               if isinstance(row, dict) and name != "mean"]
-    if medians:
-        names = ["text to image", "image to text"]
-        charts.append(bar_chart("Median rank", names, medians, note="1 is best.", value_format=number))
-    return f'<div class="two">{"".join(charts)}</div>' if charts else ""
+    if not spread.get("bounds"):
+        return ""
+    bounds = [number(bound) for bound in spread["bounds"]]
+    labels = [f"{bounds[0]} (same rank)"] + [f"up to {bound}" for bound in bounds[1:]] + [f"above {bounds[-1]}"]
+    values = [(label, [spread["img"][i], spread["txt"][i]]) for i, label in enumerate(labels)]
+    note = (
+        f"Share of the {number(spread['num_img'])} texts and {number(spread['num_txt'])} images that all languages "
+        "have, by the standard deviation of their ranks over the languages."
+    )
+    names = ["text to image", "image to text"]
+    return bar_chart("Spread of ranks, percent", names, values, note=note, row_head="deviation")
 
 
 def _curve(records: list[dict], key: str, name: str, scale: float = 1.0) -> Series:
@@ -234,7 +229,7 @@ def _tiles(metrics: dict) -> str:
     shown = []
     for key, words in (("img_r1", "Text to image R@1"), ("txt_r1", "Image to text R@1")):
         if key in mean:
-            beside = f", chance {_cell(chance[key])}" if key in chance else ""
+            beside = f", chance {_cell(chance[key], 2)}" if key in chance else ""
             shown.append((words, f"{percent(mean[key])} %", f"mean on {split}{beside}"))
     if "mrv" in tree and {"img", "txt"} <= set(tree["mrv"]):
         spread = tree["mrv"]
