@@ -1,0 +1,139 @@
+"""A whole command as one plan: which file, which settings over it, how many processes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compat import ccrk, ccrk_flags
+from compat.flags import Translation, split_fewshot, translate_run_flags
+from compat.processes import Processes
+from utils.config import ConfigError
+from utils.config_tree import Node, fill_placeholders, join, parse_override, read_file, read_tree
+from utils.registry import nearest
+
+COMMAND_LINE = "command line"
+FEWSHOT_SUFFIX = "_fewshot"
+
+
+@dataclass
+class Plan:
+    """A command after translation: the tree to build the configuration from, and what is no setting."""
+
+    tree: Node
+    processes: Processes
+    notices: list[str] = field(default_factory=list)
+    actions: set[str] = field(default_factory=set)
+
+
+def settle(arguments: Namespace, processes: Processes, default_config: Mapping[str, str], root: Path) -> Plan:
+    """Everything that the command says, in the order file < flags < key=value."""
+    task = _task_name(arguments, default_config)
+    placeholders = split_fewshot(arguments.fewshot) if arguments.fewshot else {}
+    notices: list[str] = [processes.notice] if processes.notice else []
+    path = find_config(arguments, task, default_config, root, notices)
+    world = processes.nproc * processes.nnodes
+    tree = _read(path, world, placeholders, notices)
+    if arguments.gmt:
+        tree = _use_translated_tests(tree, path)
+    notices += _check_load_ckpt_from(arguments, task)
+    tree, actions = _lay_flags_over(tree, arguments, task, world, notices)
+    tree = join(tree, [parse_override(word) for word in arguments.settings])
+    return Plan(fill_placeholders(tree, placeholders), processes, notices, actions)
+
+
+def find_config(
+    arguments: Namespace, task: str | None, default_config: Mapping[str, str], root: Path, notices: list[str]
+) -> Path:
+    """The file to read: the one named, ours for an original's name, the few-shot sibling, or the task's default."""
+    named = arguments.config or default_config.get(task or "", "")
+    if not named:
+        raise ConfigError(f"{COMMAND_LINE}: task '{task}' has no default configuration; name one with --config")
+    path = _locate(named, root)
+    if not path.is_file():
+        ours = ccrk.OUR_CONFIG.get(path.name)
+        if ours is None:
+            return path
+        path = _locate(ours, root)
+        notices.append(f"{named} is not here; using {ours}, which holds the same settings")
+    if arguments.fewshot and not path.stem.endswith(FEWSHOT_SUFFIX):
+        sibling = path.with_name(path.stem + FEWSHOT_SUFFIX + path.suffix)
+        if not sibling.is_file():
+            raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
+        path = sibling
+    return path
+
+
+def _locate(named: str, root: Path) -> Path:
+    """The path as given, or below the repository when it is not below the working folder."""
+    path = Path(named)
+    return root / path if not path.exists() and (root / path).exists() else path
+
+
+def _task_name(arguments: Namespace, default_config: Mapping[str, str]) -> str | None:
+    task = arguments.task
+    if arguments.pret_type:
+        task = f"pretrain_{arguments.pret_type}"
+    if task is not None and task not in default_config:
+        close = nearest(task, default_config)
+        hint = f"did you mean '{close}'? " if close else ""
+        raise ConfigError(f"{COMMAND_LINE}: unknown task '{task}'; {hint}allowed: {', '.join(default_config)}, list")
+    return task
+
+
+def _read(path: Path, world: int, placeholders: Mapping[str, str], notices: list[str]) -> Node:
+    tree = read_file(path)
+    if not ccrk.is_original(tree):
+        return read_tree(path)
+    translated, said = ccrk.translate_config(tree, path, world, placeholders)
+    notices += said
+    return translated
+
+
+def _use_translated_tests(tree: Node, path: Path) -> Node:
+    data = tree.value.get("data", Node({}, ""))
+    files = data.value.get("translated_test")
+    if files is None or not files.value:
+        raise ConfigError(f"{path}: --gmt needs 'data.translated_test', the test files translated to English")
+    data = Node({**data.value, "test": files, "translated_test": Node({}, files.place)}, data.place)
+    return Node({**tree.value, "data": data}, tree.place)
+
+
+def _check_load_ckpt_from(arguments: Namespace, task: str | None) -> list[str]:
+    if not arguments.load_ckpt_from or task == "nlvr_domain":
+        return []
+    return [f"--load_ckpt_from is read by the task nlvr_domain only; {task} starts from --checkpoint"]
+
+
+def _lay_flags_over(
+    tree: Node, arguments: Namespace, task: str | None, world: int, notices: list[str]
+) -> tuple[Node, set[str]]:
+    """The tree under all flags, and the actions that they ask for."""
+    is_pretraining = (task or "").startswith("pretrain")
+    layers = [(COMMAND_LINE, translate_run_flags(**_setting_flags(arguments, task)))]
+    if arguments.pret_para and is_pretraining:
+        layers.append((f"{COMMAND_LINE} (--pret_para)", ccrk_flags.translate_pretraining(arguments.pret_para, world)))
+    if arguments.ft_para and not is_pretraining:
+        layers.append((f"{COMMAND_LINE} (--ft_para)", ccrk_flags.translate_finetuning(arguments.ft_para)))
+    for given, flag, fits in (
+        (arguments.pret_para, "--pret_para", is_pretraining),
+        (arguments.ft_para, "--ft_para", not is_pretraining),
+    ):
+        if given and not fits:
+            notices.append(f"{flag} does not belong to the task {task}; it is not used")
+    actions: set[str] = set()
+    for place, layer in layers:
+        tree = join(tree, layer.tree(place))
+        notices += layer.notices
+        actions |= layer.actions
+    return tree, actions
+
+
+def _setting_flags(arguments: Namespace, task: str | None) -> dict[str, object]:
+    names = ("output_dir", "checkpoint", "bs", "epoch", "lr", "seed")
+    return {"task": task, **{name: getattr(arguments, name) for name in names}}
+
+
+__all__ = ["Plan", "Translation", "find_config", "settle"]

@@ -1,0 +1,1 @@
+"""Settings: the schema, and YAML files that hold only what differs."""

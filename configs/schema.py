@@ -1,0 +1,52 @@
+"""The whole configuration: composed of the `Config` of every part, each of which sits beside the class it configures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from dataset.data import DataConfig
+from models.model import Model
+from objectives import OBJECTIVES
+from optim import OptimConfig
+from scheduler import ScheduleConfig
+from tasks import TASKS
+from tasks.evaluation import EvaluationConfig
+from trainer import TrainConfig
+from utils.registry import unknown_name_message
+
+
+@dataclass
+class InitConfig:
+    """Where weights come from before the first step; everything not named starts fresh."""
+
+    checkpoint: str = ""  # a checkpoint of ours, or a released file of an original system
+    text: str = ""  # folder of a BERT, RoBERTa or XLM-R model from Hugging Face
+    image: str = ""  # file of a Swin or ViT, in the original or the timm layout
+    allow_missing: list[str] = field(default_factory=list)  # beginnings of names that a checkpoint may lack
+
+
+@dataclass
+class Config:
+    """Settings of one run; `task` is a row of the task table."""
+
+    task: str
+    model: Model.Config
+    data: DataConfig
+    output_dir: str = "output"
+    seed: int = 42
+    objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(unknown_name_message("task", self.task, TASKS.names()))
+        for name in ("itm", "mlm"):
+            if name in self.objectives and self.model.text_fusion is None:
+                raise ValueError(f"objectives.{name} needs model.text_fusion")
+        if "mlm" in self.objectives and not self.model.has_masked_language_head:
+            raise ValueError("objectives.mlm needs model.has_masked_language_head: true")
