@@ -265,11 +265,11 @@ def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluat
 
 def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: str | None) -> None:
     """Final numbers, the page, the table, and the copy in the remote folder."""
-    from utils.report import build_report, results_table
+    from utils.report import build_report, format_table
 
     write_json(output_dir / "metrics.json", {"train_seconds": 0.0, **metrics, "total_seconds": round(seconds, 1)})
     build_report(output_dir)
-    print(results_table(output_dir))
+    print(format_table(metrics))
     if remote:
         upload(output_dir, remote)
 
