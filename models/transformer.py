@@ -104,7 +104,8 @@ class SelfAttention(nn.Module):
 
     def _read_queries(self, rows: Tensor, slots: Tensor) -> Tensor:
         count, width = slots.shape
-        return rows[slots.flatten()].view(count, width, self.num_heads, -1).transpose(1, 2)       # (n, H, Q, d)
+        per_head = rows.shape[1] // self.num_heads
+        return rows[slots.flatten()].view(count, width, self.num_heads, per_head).transpose(1, 2)   # (n, H, Q, d)
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,103 @@
+"""The plain forms of everything that the project computes in a leaner way: padded texts, an image repeated per pair, all logits.
+
+They use the weights of the project's own modules, so that a difference is one of form. Tests hold both forms against each other, the
+benchmarks time them. Letters as in style: B texts padded to L, N image tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.model import Model
+from models.text_encoder import TextEncoder
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None) -> Tensor:
+    """(B, Q, D) on (B, K, D) with additive masks and a materialised softmax, as the originals: (B, Q, D)."""
+    heads = lambda x: x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)  # noqa: E731
+    query, key, value = heads(query), heads(key), heads(value)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5                               # (B, H, Q, K)
+    if mask is not None:
+        scores = scores + (1 - mask[:, None, None, :].float()) * -10000.0
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
+
+
+def layer(block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
+    """One layer on padded texts x (B, L, D), mask (B, L); image (B, N, V) is projected anew for every text."""
+    own = block.attention
+    query, key, value = own.qkv(x).chunk(3, dim=-1)
+    x = own.norm(x + own.residual_dropout(own.output(attention(query, key, value, own.num_heads, mask))))
+    if image is not None:
+        cross = block.cross_attention
+        key, value = cross.key_value(image).chunk(2, dim=-1)
+        x = cross.norm(x + cross.residual_dropout(cross.output(attention(cross.query(x), key, value, cross.num_heads, None))))
+    return block.feed_forward(x)
+
+
+def encode_text(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """All padded tokens through the tower: (B, L, D)."""
+    position = torch.arange(ids.shape[1], device=ids.device) + encoder.config.position_offset
+    x = encoder.dropout(encoder.norm(encoder.word(ids) + encoder.token_type.weight[0] + encoder.position(position)))
+    for block in encoder.layers:
+        x = layer(block, x, mask)
+    return x
+
+
+def fuse(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """All layers at all positions; x (B, L, D), image (B, N, V) one copy per pair: (B, L, D)."""
+    for block in model.text_fusion.layers:
+        x = layer(block, x, mask, image)
+    return x
+
+
+def embed_text(model: Model, x: Tensor, mask: Tensor) -> Tensor:
+    """Unit vectors of padded tokens (B, L, D): (B, E)."""
+    if model.text_encoder.config.pooling == "first":
+        pooled = x[:, 0]
+    else:
+        pooled = (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    return F.normalize(model.text_projection(pooled), dim=-1)
+
+
+def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """Logits of every (text, image) pair: (B, 2)."""
+    return model.match_head(fuse(model, x, mask, image)[:, 0])
+
+
+def word_loss(model: Model, ids: Tensor, mask: Tensor, image: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    """Masked language modelling with every logit of every slot, (B, P, V), held at once."""
+    hidden = fuse(model, encode_text(model.text_encoder, ids, mask), mask, image)
+    picked = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))              # (B, P, D)
+    head = model.masked_language_head
+    return full_vocabulary_loss(head(picked).flatten(0, 1), model.text_encoder.word.weight, head.bias, targets.flatten())
+
+
+def full_vocabulary_loss(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy over all logits (Q, V)."""
+    return F.cross_entropy(tokens @ weight.T + bias, target, ignore_index=-100)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
+    """Both directions over the whole matrix of similarities, diagonal targets."""
+    logits = image @ text.T / temperature
+    target = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def rerank(model: Model, image_tokens: Tensor, image_embed: Tensor, ids: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Two-stage scores one query at a time: (M, T) and (T, M), -100 where not re-ranked."""
+    hidden = encode_text(model.text_encoder, ids, mask)
+    similarity = image_embed @ embed_text(model, hidden, mask).T
+    of_images = torch.full_like(similarity, -100.0)
+    for image, row in enumerate(similarity):
+        best = row.topk(min(k, len(row))).indices
+        copies = image_tokens[image].expand(len(best), -1, -1)
+        of_images[image, best] = match_logits(model, hidden[best], mask[best], copies)[:, 1]
+    of_texts = torch.full_like(similarity.T, -100.0)
+    for text, row in enumerate(similarity.T):
+        best = row.topk(min(k, len(row))).indices
+        repeat = hidden[text].expand(len(best), -1, -1), mask[text].expand(len(best), -1)
+        of_texts[text, best] = match_logits(model, *repeat, image_tokens[best])[:, 1]
+    return of_images, of_texts

@@ -1,0 +1,93 @@
+"""The door for weights: recognises whose they are and brings them into our layout for the model of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from compat import bert, cclm_weights, swin, vit
+from compat.cclm_weights import Translation
+from compat.layout import State
+
+_OUR_PREFIX = "model."
+
+
+def tensors_of(content: Mapping[str, Any]) -> State:
+    """The state dict inside a file's content: bare, or under `model` or `state_dict`; `module.` prefixes are removed."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"no tensors in this file; it holds: {', '.join(map(str, list(content)[:6])) or 'nothing'}")
+    return state
+
+
+def recognise(state: State) -> str:
+    """`ours`, `cclm` (which CCRK shares) or `unknown`."""
+    names = {name.removeprefix(_OUR_PREFIX) for name in state}
+    if any(name.startswith("image_encoder.backbone.") for name in names):
+        return "ours"
+    return "cclm" if cclm_weights.recognise(state) else "unknown"
+
+
+def translate(state: State, model: dict[str, Any]) -> Translation:
+    """Our state for the model tree of a config; ValueError names the first keys of a layout that nobody knows.
+
+    Our own weights may come from another image size or window: position and bias tables are interpolated to the config's.
+    """
+    system = recognise(state)
+    if system == "cclm":
+        return cclm_weights.from_checkpoint(state, model)
+    if system == "unknown":
+        raise ValueError(f"these weights are in no layout that is known (ours, CCLM, CCRK); first keys: {', '.join(list(state)[:4])}")
+    ours = {name.removeprefix(_OUR_PREFIX): value for name, value in state.items()}
+    tower = {n.removeprefix(_BACKBONE): v for n, v in ours.items() if n.startswith(_BACKBONE)}
+    rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
+    translation = Translation(rest | _tower(tower, model["image_encoder"]))
+    if not model.get("has_masked_language_head"):
+        _leave_out(translation, "masked_language_head.", "this model has no masked-language head")
+    if not model.get("text_fusion"):
+        _leave_out(translation, "text_fusion.", "this model has no fusion stack")
+        _leave_out(translation, "match_head.", "this model has no fusion stack")
+    return translation
+
+
+_BACKBONE = "image_encoder.backbone."
+
+
+def _leave_out(translation: Translation, prefix: str, reason: str) -> None:
+    for name in [name for name in translation.state if name.startswith(prefix)]:
+        del translation.state[name]
+        translation.left_out[name] = reason
+
+
+def _tower(tower: State, image: dict[str, Any]) -> State:
+    """A tower in timm's names at the config's resolution; towers that only timm knows stay as they are."""
+    if image["name"] == "swin":
+        return swin.to_timm(tower, image)
+    if image["name"] == "vit" and image.get("class_token", True):
+        return vit.to_timm(tower, image)
+    return tower
+
+
+def image_tower(state: State, image: dict[str, Any]) -> State:
+    """Our keys of a public image tower (original Swin, DeiT, CLIP or timm file) for the image tree of a config."""
+    state = {name.removeprefix("vision_encoder."): value for name, value in state.items()}
+    return {f"{_BACKBONE}{name}": value for name, value in _tower(state, image).items()}
+
+
+def text_tower(state: State, model: dict[str, Any]) -> State:
+    """Our keys of a public BERT-family file: text tower, then the fusion stack's own layers, and the masked-language head."""
+    return bert.from_public(state, model)
+
+
+def to_original(state: State, model: dict[str, Any], system: str) -> State:
+    """A state dict in an original layout: `cclm_pretrain`, `cclm_finetune` (and the same for ccrk)."""
+    stages = {f"{name}_{stage}": stage for name in ("cclm", "ccrk") for stage in ("pretrain", "finetune")}
+    if system not in stages:
+        raise ValueError(f"unknown layout '{system}'; allowed: {', '.join(stages)}")
+    ours = {name.removeprefix(_OUR_PREFIX): value for name, value in state.items()}
+    return cclm_weights.to_checkpoint(ours, model, stages[system])
