@@ -11,7 +11,7 @@ from objectives import OBJECTIVES
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks import TASKS
-from tasks.evaluation import EvaluationConfig
+from tasks.retrieval import RetrievalEvaluation
 from trainer import TrainConfig
 from utils.registry import unknown_name_message
 
@@ -36,7 +36,7 @@ class Config:
     output_dir: str = "output"
     seed: int = 42
     objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: RetrievalEvaluation.Config = field(default_factory=RetrievalEvaluation.Config)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -5,11 +5,11 @@ from utils.registry import Registry
 TASKS = Registry(
     "task",
     {
-        "pretrain": "tasks.pretrain:Pretrain",
-        "itr_multi30k": "tasks.retrieval:Retrieval",
-        "itr_coco": "tasks.retrieval:Retrieval",
-        "xflickrco": "tasks.retrieval:Retrieval",
-        "wit": "tasks.retrieval:Retrieval",
+        "pretrain": "tasks.image_text:ImageText",
+        "itr_multi30k": "tasks.image_text:ImageText",
+        "itr_coco": "tasks.image_text:ImageText",
+        "xflickrco": "tasks.image_text:ImageText",
+        "wit": "tasks.image_text:ImageText",
     },
 )
 

@@ -41,9 +41,15 @@ def choose_candidates(similarity: Tensor, num_candidates: int) -> Candidates:
 
 
 def score_pairs(
-    model: Model, image_tokens: Callable[[list[int]], Tensor], texts: TextState, pairs: Tensor, on_progress: Callable[[int], None]
+    model: Model,
+    image_tokens: Callable[[list[int]], Tensor],
+    texts: TextState,
+    pairs: Tensor,
+    *,
+    is_probability: bool,
+    on_progress: Callable[[int], None],
 ) -> Tensor:
-    """Match logit of class 1 for pairs (P, 2) of (image, text) numbers, sorted by image: (P,).
+    """Match logit of class 1, or its probability, for pairs (P, 2) of (image, text) numbers, sorted by image: (P,).
 
     image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about TOKENS_PER_BLOCK
     text tokens each; keys and values of an image are projected once per block.
@@ -55,7 +61,8 @@ def score_pairs(
         images, place = pairs[part, 0].unique(return_inverse=True)
         keys = model.project_images(image_tokens(images.tolist()))
         chosen = attended.select(pairs[part, 1])
-        scores.append(model.match_logits(chosen, keys, place, is_attended=True)[:, 1])
+        logits = model.match_logits(chosen, keys, place, is_attended=True)
+        scores.append((logits.softmax(dim=1) if is_probability else logits)[:, 1])
         on_progress(part.stop - part.start)
     return torch.cat(scores) if scores else texts.tokens.new_zeros(0, dtype=torch.float32)
 
@@ -76,16 +83,18 @@ def rerank(
     image_tokens: Callable[[list[int]], Tensor],
     texts: TextState,
     candidates: Candidates,
+    *,
+    is_probability: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Match logits (M, T) of all candidate pairs, -inf elsewhere; images are shared out over the ranks, every rank gets all scores.
+    """Match logits, or probabilities, (M, T) of all candidate pairs, -inf elsewhere; images are shared out over the ranks, every rank gets all scores.
 
     image_tokens is asked only for images m with m % world_size == rank.
     """
     wanted = (candidates.of_images | candidates.of_texts).cpu()
     pairs = wanted.nonzero()
     own = pairs[pairs[:, 0] % world_size() == rank()]
-    scores = gather_rows(score_pairs(model, image_tokens, texts, own, on_progress), "none")
+    scores = gather_rows(score_pairs(model, image_tokens, texts, own, is_probability=is_probability, on_progress=on_progress), "none")
     all_pairs = gather_rows(own.to(scores.device), "none")
     matrix = torch.full(wanted.shape, -torch.inf, device=scores.device)
     return matrix.index_put((all_pairs[:, 0], all_pairs[:, 1]), scores)

@@ -1,0 +1,166 @@
+"""The Python face: load a checkpoint of any known system and encode or score images and texts.
+
+    import rosetta
+    model = rosetta.load("output/quickstart")
+    scores = model.score(["cat.jpg", "dog.jpg"], ["eine Katze", "a dog"])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from configs.schema import Config
+    from models.model import Model
+
+Images = Sequence[Any]
+ROOT = Path(__file__).resolve().parent
+SYSTEM_CONFIGS = {"cclm_pretrain": "configs/ccrk/pretrain_3m.yaml", "cclm_finetune": "configs/ccrk/retrieval_multi30k_en.yaml"}
+
+
+def load(path: str | os.PathLike, config: str | os.PathLike | None = None, *, device: str = "cpu") -> Rosetta:
+    """The model of an output folder, a checkpoint folder of ours, or a released CCLM / CCRK file.
+
+    config: the YAML that describes the model; by default the `config.yaml` beside or above the checkpoint, else the released
+    system's own. Raises FileNotFoundError or ValueError that says what was found and what is allowed.
+    """
+    from configs.schema import load_settings
+    from models.model import Model
+
+    weights = find_weights(Path(path))
+    settings = load_settings(config or find_config(weights))
+    model = Model(settings.model)
+    load_weights(model, weights)
+    return Rosetta(model.eval().to(device), settings)
+
+
+class Rosetta:
+    """A loaded model with its tokenizer and image transform; images are paths, PIL images, arrays or tensors."""
+
+    def __init__(self, model: Model, config: Config) -> None:
+        from dataset.data import Inference
+
+        self.model, self.config = model, config
+        self._inputs = Inference(config.data, config.model.image_encoder.image_size)
+
+    def encode_image(self, images: Images) -> Tensor:
+        """Unit vectors (M, E)."""
+        import torch
+
+        with torch.inference_mode():
+            return self._encode_image(images).embed
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (T, E)."""
+        import torch
+
+        with torch.inference_mode():
+            return self._encode_text(texts).embed
+
+    def score(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`similarity` (M, T) and, with a fusion stack, `match` (M, T): the probability that image and text belong together."""
+        import torch
+
+        from tasks.rerank import Candidates, rerank
+
+        with torch.inference_mode():
+            image, text = self._encode_image(images), self._encode_text(texts)
+            similarity = image.embed @ text.embed.T
+            if not self.model.has_fusion:
+                return {"similarity": similarity}
+            every = torch.ones_like(similarity, dtype=torch.bool)
+            logit = rerank(self.model, lambda own: image.tokens[own], text, Candidates(every, every), is_probability=True)
+            return {"similarity": similarity, "match": logit}
+
+    def _encode_image(self, images: Images) -> Any:
+        return self.model.encode_image(self._inputs.images(images).to(self._device))
+
+    def _encode_text(self, texts: Sequence[str]) -> Any:
+        batch = self._inputs.texts(texts)
+        return self.model.encode_text(batch.ids.to(self._device), batch.lengths)
+
+    @property
+    def _device(self) -> Any:
+        return next(self.model.parameters()).device
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file of an output folder, a checkpoint folder or the file itself."""
+    for candidate in (path / "checkpoints/best", path / "checkpoints/last", path):
+        if (candidate / "model.safetensors").is_file():
+            return candidate / "model.safetensors"
+    if path.is_file():
+        return path
+    raise FileNotFoundError(f"{path}: no weights; expected a file, a checkpoint folder with model.safetensors, or an output folder")
+
+
+def find_config(weights: Path) -> Path:
+    """The config.yaml of the run that wrote the weights, else the configuration of the system they come from."""
+    for folder in list(weights.resolve().parents)[:4]:
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    from compat.cclm_weights import recognise
+    from compat.weights import tensors_of
+    from utils.checkpoint import read_weights
+
+    stage = recognise(tensors_of(read_weights(weights)))
+    if stage is None:
+        raise ValueError(f"{weights}: no config.yaml beside these weights, and they are of no known system; name a config")
+    return ROOT / SYSTEM_CONFIGS[f"cclm_{stage}"]
+
+
+def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[str] = ()) -> list[str]:
+    """Fill the model from a checkpoint of any known layout; returns notes on what was left out and why.
+
+    Raises ValueError that lists every missing, unexpected or misshapen key that has no explanation; allow_missing names
+    beginnings of our keys that may stay fresh.
+    """
+    from compat.weights import tensors_of, translate
+    from utils.checkpoint import read_weights
+    from utils.config import to_tree
+
+    translation = translate(tensors_of(read_weights(path)), to_tree(model.config))
+    return _fill(model, translation.state, path, allow_missing, translation.unexpected) + [
+        f"{name} left out: {reason}" for name, reason in translation.left_out.items()
+    ]
+
+
+def load_public_weights(model: Model, *, text: str = "", image: str = "") -> list[str]:
+    """Start towers from public weights: a Hugging Face directory for the text side, a Swin or ViT file for the image side."""
+    from compat.weights import image_tower, tensors_of, text_tower
+    from utils.checkpoint import read_weights
+    from utils.config import to_tree
+
+    tree, state = to_tree(model.config), {}
+    if text:
+        state |= text_tower(tensors_of(read_weights(_weights_in(Path(text)))), tree)
+    if image:
+        state |= image_tower(tensors_of(read_weights(image)), tree["image_encoder"])
+    fresh = sorted(set(model.state_dict()) - set(state))
+    _fill(model, state, text or image, tuple(fresh), [])
+    return [f"fresh: {', '.join(sorted({name.rpartition('.')[0] for name in fresh}))}"]
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: expected model.safetensors or pytorch_model.bin in this folder")
+
+
+def _fill(model: Model, state: dict[str, Tensor], path: Any, allow_missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
+    own = model.state_dict()
+    misshapen = [f"{n}: found {list(v.shape)}, needed {list(own[n].shape)}" for n, v in state.items() if n in own and v.shape != own[n].shape]
+    missing = [name for name in own if name not in state and not name.startswith(tuple(allow_missing))]
+    unexpected = [*unexpected, *(name for name in state if name not in own)]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    listed = [f"{len(names)} {kind}: {', '.join(names[:8])}" for kind, names in problems.items() if names]
+    if listed:
+        raise ValueError(f"{path} does not fit this model; " + "; ".join(listed))
+    model.load_state_dict(state, strict=False)
+    return [f"{name} stays fresh" for name in own if name not in state and name not in allow_missing]
