@@ -14,7 +14,8 @@ from utils.report_gallery import gallery_html
 from utils.report_page import definitions, folded, page, tiles
 
 RECALLS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10")
-NOT_LANGUAGES = ("mean", "mrv", "median_rank")
+NOT_LANGUAGES = ("mean", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread")
+SUMMARY_ROWS = {"mean": "mean", "dual_encoder": "dual only", "chance": "chance"}
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
     "es": "Spanish", "et": "Estonian", "fr": "French", "hi": "Hindi", "id": "Indonesian", "it": "Italian",
@@ -70,17 +71,21 @@ def _is_retrieval(tree: dict) -> bool:
 
 
 def _rows(metrics: dict) -> tuple[list[str], list[list[str]], set[int]]:
-    """Head, rows and the numbers of the rows to set apart (mean, chance), all as text."""
+    """Head, rows and the numbers of the rows to set apart (mean, dual encoder, chance), all as text."""
     _, tree = _split_of(metrics)
     languages = [name for name, row in tree.items() if isinstance(row, dict) and name not in NOT_LANGUAGES]
     keys = RECALLS if _is_retrieval(tree) else list(dict.fromkeys(key for name in languages for key in tree[name]))
-    shown = {name: tree[name] for name in languages}
-    if "mean" in tree:
-        shown["mean"] = tree["mean"]
-    if isinstance(metrics.get("chance"), dict) and any(key in metrics["chance"] for key in keys):
-        shown["chance"] = metrics["chance"]
-    rows = [[name] + [_cell(row.get(key), 2 if name == "chance" else 1) for key in keys] for name, row in shown.items()]
-    return list(keys), rows, {i for i, name in enumerate(shown) if name in ("mean", "chance") and i >= len(languages)}
+    summary = tree | {"chance": _beside(metrics, "chance")}
+    rows = [[name] + [_cell(tree[name].get(key)) for key in keys] for name in languages]
+    for name, words in SUMMARY_ROWS.items():
+        if any(key in summary.get(name, {}) for key in keys):
+            rows.append([words] + [_cell(summary[name].get(key), 2 if name == "chance" else 1) for key in keys])
+    return list(keys), rows, set(range(len(languages), len(rows)))
+
+
+def _beside(metrics: dict, key: str) -> dict:
+    """What stands beside the split in metrics.json, or within it in the record of an evaluation."""
+    return metrics.get(key) or _split_of(metrics)[1].get(key) or {}
 
 
 def _cell(value: Any, digits: int = 1) -> str:
@@ -152,7 +157,7 @@ def _language_section(metrics: dict) -> str:
     rows = [(name, row) for name, row in tree.items() if name not in NOT_LANGUAGES and "img_r1" in row]
     if not rows:
         return ""
-    chance = metrics.get("chance", {})
+    chance = _beside(metrics, "chance")
     charts = []
     for k in (1, 10):
         keys = (f"img_r{k}", f"txt_r{k}")
@@ -167,7 +172,7 @@ def _language_section(metrics: dict) -> str:
 
 def _spread_section(metrics: dict) -> str:
     """Distribution of each instance's rank deviation over the languages."""
-    spread = metrics.get("rank_spread", {})
+    spread = _beside(metrics, "rank_spread")
     if not spread.get("bounds"):
         return ""
     bounds = [number(bound) for bound in spread["bounds"]]
@@ -225,7 +230,7 @@ def duration(seconds: float) -> str:
 
 def _tiles(metrics: dict) -> str:
     split, tree = _split_of(metrics)
-    mean, chance = tree.get("mean", {}), metrics.get("chance", {})
+    mean, chance = tree.get("mean", {}), _beside(metrics, "chance")
     shown = []
     for key, words in (("img_r1", "Text to image R@1"), ("txt_r1", "Image to text R@1")):
         if key in mean:

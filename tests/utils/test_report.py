@@ -16,6 +16,7 @@ METRICS = {
         "en": ROW,
         "zh": ROW | {"img_r1": 55.5},
         "mean": ROW | {"img_r1": 58.5},
+        "dual_encoder": ROW | {"img_r1": 51.5},
         "mrv": {"img": 2.5, "txt": 2.75},
         "median_rank": {"en": {"img": 1.0, "txt": 1.0}, "mean": {"img": 1.0, "txt": 1.5}},
     },
@@ -160,10 +161,16 @@ def test_table_has_languages_mean_chance_and_spread():
     rows = {line.split()[0]: line.split()[1:] for line in lines if line[0].isalpha()}
     assert rows["zh"] == ["55.5", "90.0", "97.2", "60.0", "89.0", "96.0"]
     assert rows["mean"][0] == "58.5"
+    assert rows["dual"][:2] == ["only", "51.5"]
     assert rows["chance"] == ["0.15", "0.75", "1.50", "0.15", "0.75", "1.50"]
     assert "MRV" in lines[-2]
     assert "2.50" in lines[-2]
     assert max(map(len, lines)) <= 80
+
+
+def test_chance_within_an_evaluation_is_shown_beside_its_languages():
+    tree = METRICS["test"] | {"chance": METRICS["chance"]}
+    assert format_table({"test": tree}) == format_table(METRICS)
 
 
 def test_table_of_other_tasks_shows_what_they_measure():
