@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass
 
@@ -67,9 +68,15 @@ def _checked(image: EncodedImage) -> EncodedImage:
     return image
 
 
+@functools.cache
+def _installed_formats() -> tuple[str, ...]:
+    Image.init()  # registers the rarer formats; which ones exist depends on how Pillow was built
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _open_with_pillow(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_installed_formats())
     except Image.DecompressionBombError as error:
         raise BadRecord("image too large", str(error)[:200]) from error
     except Exception as error:  # decoders raise anything from KeyError to struct.error on hostile bytes

@@ -35,7 +35,7 @@ class CaptionedImages:
         image_root: str = ""  # folder, URL or zip that image paths are relative to
         image_key: str = "image_path"
         caption_key: str = "caption"
-        languages: list[str] = field(default_factory=list)  # their order is kept; none: those of the first record, sorted
+        languages: list[str] = field(default_factory=list)  # order is kept; none: those of the first record, sorted
         caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
         missing_language: Literal["skip", "keep"] = "skip"  # what happens to a picture that lacks a language
 

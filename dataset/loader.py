@@ -1,0 +1,261 @@
+"""Batches in an order that depends on seed and epoch only, from a position counted in samples of the whole run.
+
+Every rank computes the same global order and takes its slice of every global batch, so a run may go on with another
+number of ranks or workers: no sample is lost or repeated, and a sample's random draws depend on seed, epoch and its
+number only.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset.batch import Skipped
+from dataset.files import BadRecord, DataError
+from dataset.samples import SampleDataset
+
+log = logging.getLogger(__name__)
+
+NUM_SPARES = 64
+LISTED_PER_REASON = 20
+MIN_SEEN = 100
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank reads for one batch: record numbers, and those that follow in case none of them is readable."""
+
+    epoch: int
+    indices: np.ndarray
+    spares: np.ndarray
+    num_global: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the records of an epoch are cut into global batches, and those into the shares of the ranks."""
+
+    num_records: int
+    batch_size: int
+    rank: int
+    world_size: int
+    drop_last: bool
+
+    def count_batches(self, consumed: int) -> int:
+        """Batches that are left after `consumed` records."""
+        whole, rest = divmod(self.num_records - consumed, self.batch_size)
+        if self.drop_last or rest == 0 or (rest < self.world_size and whole > 0):
+            return whole
+        return whole + (rest >= self.world_size)
+
+    def cut(self, order: np.ndarray, epoch: int, start: int) -> Iterator[Share]:
+        """This rank's shares of the batches that are left."""
+        num_batches = self.count_batches(start)
+        for k in range(num_batches):
+            stop = start + self.batch_size
+            if k == num_batches - 1 and not self.drop_last:
+                stop = len(order)  # fewer records than ranks join the last batch: no rank may be left without any
+            size = stop - start
+            first, last = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
+            spares = np.take(order, range(stop, stop + NUM_SPARES), mode="wrap")
+            yield Share(epoch, order[first:last], spares, size)
+            start = stop
+
+
+class BadRecords:
+    """Counts and lists records that were left out; raises DataError when their share of an epoch grows too large."""
+
+    def __init__(self, max_bad_share: float) -> None:
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must be in [0, 1], found {max_bad_share}")
+        self.max_bad_share = max_bad_share
+        self.by_reason: Counter[str] = Counter()
+        self.seen, self.bad = 0, 0
+        self._last: list[Skipped] = []
+
+    def start_epoch(self) -> None:
+        self.seen, self.bad = 0, 0
+
+    def add(self, num_seen: int, skipped: list[Skipped]) -> None:
+        """Count records that were read and those of them that were left out."""
+        self.seen += num_seen
+        self.bad += len(skipped)
+        for record in skipped:
+            self.by_reason[record.reason] += 1
+            self._last = [*self._last[-4:], record]
+            if self.by_reason[record.reason] <= LISTED_PER_REASON:
+                log.warning("skipped %s", record)
+            if self.by_reason[record.reason] == LISTED_PER_REASON:
+                log.warning("further records with '%s' are counted but not listed", record.reason)
+        # A margin of three standard deviations: few bad records that come early by chance must not stop a run.
+        expected = self.max_bad_share * self.seen
+        if skipped and self.seen >= MIN_SEEN and self.bad > expected + 3 * expected**0.5 + 1:
+            self._stop()
+
+    def end_epoch(self) -> None:
+        """The exact check over an epoch; a single bad record never stops a run."""
+        if self.bad > max(self.max_bad_share * self.seen, 1):
+            self._stop()
+
+    def _stop(self) -> None:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.by_reason.most_common())
+        raise DataError(
+            f"{self.bad} of {self.seen} records could not be used ({reasons}); "
+            f"allowed: a share of {self.max_bad_share:g} (data.max_bad_share); the last ones:\n  "
+            + "\n  ".join(map(str, self._last))
+        )
+
+
+class Loader:
+    """Iterates over what is left of the current epoch and then turns to the next one.
+
+    The state says what was handed out, not what workers have read ahead. No global random state is touched.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleDataset,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        max_bad_share: float = 0.01,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < world_size:
+            raise ValueError(f"batch_size is global and must be at least {world_size} (processes), found {batch_size}")
+        smallest = batch_size if drop_last else world_size
+        if len(dataset) < smallest:
+            raise DataError(f"the data set has {len(dataset)} records; needed: at least {smallest} (the batch size)")
+        self.dataset, self.shuffle = dataset, shuffle
+        self.layout = Layout(len(dataset), batch_size, rank, world_size, drop_last)
+        self.seed, self.epoch, self.consumed = seed, 0, 0
+        self.bad_records = BadRecords(max_bad_share)
+        cv2.setNumThreads(0)  # its thread pool does not survive a fork; the workers are the parallelism
+        self._shares = _ShareSampler()
+        self._batches = DataLoader(
+            _ShareReader(dataset, seed),
+            batch_size=None,
+            sampler=self._shares,
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global one
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.layout.count_batches(0)
+
+    @property
+    def num_remaining(self) -> int:
+        """Batches left in the current epoch."""
+        return self.layout.count_batches(self.consumed)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.consumed == 0:
+            self.bad_records.start_epoch()
+        cut = functools.partial(self.layout.cut, self.order(self.epoch), self.epoch, self.consumed)
+        # No reference back to this loader: workers end at once when it goes, not when cycles are collected.
+        self._shares.cut = cut
+        for share, batch in zip(cut(), self._batches):
+            if isinstance(batch, DataError):
+                raise batch
+            self.consumed += share.num_global
+            if self.layout.count_batches(self.consumed) == 0:  # a state saved from here on belongs to the next epoch
+                self.epoch, self.consumed = self.epoch + 1, 0
+            self.bad_records.add(len(share.indices), batch.skipped)
+            if self.consumed == 0:
+                self.bad_records.end_epoch()
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in samples of the whole run; equal on all ranks."""
+        return {"seed": self.seed, "epoch": self.epoch, "consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position, also one saved with another number of ranks or workers."""
+        if not 0 <= state["consumed"] <= len(self.dataset):
+            found = f"position {state['consumed']} lies outside the data set of {len(self.dataset)} records"
+            raise DataError(f"{found}; the data has changed since the state was saved")
+        if state["seed"] != self.seed:
+            raise DataError(f"the state was saved with seed {state['seed']}, found {self.seed}")
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
+        if self.layout.count_batches(self.consumed) == 0:
+            self.epoch, self.consumed = self.epoch + 1, 0
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The record numbers of an epoch, for all ranks together."""
+        if not self.shuffle:
+            return np.arange(len(self.dataset))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+
+
+class _ShareSampler(Sampler):
+    """Hands the shares that the loader lays out to the workers."""
+
+    def __init__(self) -> None:
+        self.cut: Callable[[], Iterator[Share]] = lambda: iter(())
+
+    def __iter__(self) -> Iterator[Share]:
+        return self.cut()
+
+
+class _ShareReader(Dataset):
+    """Makes the batch of a share; runs in the workers."""
+
+    def __init__(self, dataset: SampleDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, share: Share) -> Any:
+        samples, skipped = [], []
+        for index in share.indices.tolist():
+            sample = self._read(index, share.epoch, skipped)
+            if sample is not None:
+                samples.append(sample)
+        for index in share.spares.tolist() if not samples else ():  # a rank without any record would stall the others
+            sample = self._read(index, share.epoch, [])
+            if sample is not None:
+                samples.append(sample)
+                break
+        if not samples:
+            listed = "\n  ".join(map(str, skipped[:5]))
+            return DataError(f"none of {len(share.indices) + len(share.spares)} records could be used:\n  {listed}")
+        return self.dataset.collate(samples, skipped)
+
+    def _read(self, index: int, epoch: int, skipped: list[Skipped]) -> Any:
+        generator = np.random.default_rng([self.seed, epoch, index])
+        try:
+            return self.dataset.sample(index, generator)
+        except BadRecord as error:
+            skipped.append(Skipped(error.where or self.dataset.where(index), error.reason, str(error.detail)))
+            return None
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    cv2.setNumThreads(0)
+    # The main process decides what a signal means; a status other than 0 would raise in the midst of its saving.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
