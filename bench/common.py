@@ -1,0 +1,120 @@
+"""What every benchmark shares: interleaved timing, peak memory, caption lengths, and the row that it ends in.
+
+A program module has ROWS: name of the row -> function(options) that checks that both ways agree and returns its Results.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Options:
+    """How large and how often: `is_small` only shows that a program works, its ratios mean nothing."""
+
+    is_small: bool = False
+    repeats: int = 5
+
+
+@dataclass
+class Result:
+    """One line of the table; the better of plain / ours is a ratio above 1."""
+
+    row: str
+    what: str
+    plain: str
+    ours: str
+    ratio: str
+    floor: str
+    goal: str
+    agreement: str
+    notes: list[str] = field(default_factory=list)
+
+
+class Disagreement(AssertionError):
+    """Both ways do not compute the same thing, so a ratio would mean nothing."""
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
+    """The largest difference in words; raises Disagreement above `tolerance`."""
+    difference = float((found.float() - expected.float()).abs().max())
+    if not difference <= tolerance:
+        raise Disagreement(f"{what}: largest difference {difference:.2e}, allowed {tolerance:.0e}")
+    return f"{what} within {difference:.0e}"
+
+
+def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, every repetition running all of them in turn after one run to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(repeats + 1):
+        for name, way in ways.items():
+            gc.collect()
+            start = time.perf_counter()
+            way()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(plain: Sequence[float], ours: Sequence[float]) -> float:
+    """Median of plain over median of ours."""
+    return statistics.median(plain) / statistics.median(ours)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Median with the range around it."""
+    return f"{statistics.median(seconds):.3g} s ({min(seconds):.3g}-{max(seconds):.3g})"
+
+
+def rate(count: int, seconds: Sequence[float], unit: str) -> str:
+    """Things per second at the median."""
+    return f"{count / statistics.median(seconds):,.4g} {unit}/s"
+
+
+def extra_memory(way: Callable[[], object]) -> int:
+    """Bytes that `way` needs at its peak beyond what is held when it starts (resident set, sampled every half millisecond)."""
+    gc.collect()
+    before, peak, is_done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not is_done.is_set():
+            peak = max(peak, _resident())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        way()
+    finally:
+        is_done.set()
+        watcher.join()
+    return max(peak - before, 0)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def caption_lengths(count: int, mean: float, longest: int, seed: int = 0) -> list[int]:
+    """Token counts of captions: right-skewed like real ones, between 5 and `longest`, with the given mean before clipping."""
+    generator = torch.Generator().manual_seed(seed)
+    # The sum of four exponentials has the shape of caption lengths; 5 is <s>, </s> and a short noun phrase.
+    draws = -torch.rand(count, 4, generator=generator).clamp_min(1e-6).log().sum(dim=1) / 4
+    return (5 + (mean - 5) * draws).round().clamp(5, longest).int().tolist()
+
+
+def histogram(lengths: Sequence[int], width: int = 5) -> str:
+    """Lengths as a line of text: mean, and how many fall into each bin of `width` tokens."""
+    bins = Counter(length // width * width for length in lengths)
+    parts = " ".join(f"{start}-{start + width - 1}:{bins[start]}" for start in sorted(bins))
+    return f"token lengths, mean {statistics.fmean(lengths):.1f}: {parts}"
