@@ -1,8 +1,8 @@
 """The Python face: load a checkpoint of any known system and encode or score images and texts.
 
-    import rosetta
-    model = rosetta.load("output/quickstart")
-    scores = model.score(["cat.jpg", "dog.jpg"], ["eine Katze", "a dog"])
+import rosetta
+model = rosetta.load("output/quickstart")
+scores = model.score(["cat.jpg", "dog.jpg"], ["eine Katze", "a dog"])
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 Images = Sequence[Any]
 ROOT = Path(__file__).resolve().parent
-SYSTEM_CONFIGS = {"cclm_pretrain": "configs/ccrk/pretrain_3m.yaml", "cclm_finetune": "configs/ccrk/retrieval_multi30k_en.yaml"}
+SYSTEM_CONFIGS = {
+    "cclm_pretrain": "configs/ccrk/pretrain_3m.yaml",
+    "cclm_finetune": "configs/ccrk/retrieval_multi30k_en.yaml",
+}
 
 
 def load(path: str | os.PathLike, config: str | os.PathLike | None = None, *, device: str = "cpu") -> Rosetta:
     """The model of an output folder, a checkpoint folder of ours, or a released CCLM / CCRK file.
 
-    config: the YAML that describes the model; by default the `config.yaml` beside or above the checkpoint, else the released
-    system's own. Raises FileNotFoundError or ValueError that says what was found and what is allowed.
+    config: the YAML that describes the model; by default the `config.yaml` beside or above the checkpoint, else the
+    released system's own. Raises FileNotFoundError or ValueError that says what was found and what is allowed.
     """
     from configs.schema import load_settings
     from models.model import Model
@@ -63,7 +66,9 @@ class Rosetta:
             return self._encode_text(texts).embed
 
     def score(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`similarity` (M, T) and, with a fusion stack, `match` (M, T): the probability that image and text belong together."""
+        """`similarity` (M, T) and, with a fusion stack, `match` (M, T): the probability that image and text belong
+        together.
+        """
         import torch
 
         from tasks.rerank import Candidates, rerank
@@ -74,7 +79,9 @@ class Rosetta:
             if not self.model.has_fusion:
                 return {"similarity": similarity}
             every = torch.ones_like(similarity, dtype=torch.bool)
-            logit = rerank(self.model, lambda own: image.tokens[own], text, Candidates(every, every), is_probability=True)
+            logit = rerank(
+                self.model, lambda own: image.tokens[own], text, Candidates(every, every), is_probability=True
+            )
             return {"similarity": similarity, "match": logit}
 
     def _encode_image(self, images: Images) -> Any:
@@ -96,7 +103,9 @@ def find_weights(path: Path) -> Path:
             return candidate / "model.safetensors"
     if path.is_file():
         return path
-    raise FileNotFoundError(f"{path}: no weights; expected a file, a checkpoint folder with model.safetensors, or an output folder")
+    raise FileNotFoundError(
+        f"{path}: no weights; expected a file, a checkpoint folder with model.safetensors, or an output folder"
+    )
 
 
 def find_config(weights: Path) -> Path:
@@ -104,13 +113,16 @@ def find_config(weights: Path) -> Path:
     for folder in list(weights.resolve().parents)[:4]:
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
+    from utils.checkpoint import read_weights
+
     from compat.cclm_weights import recognise
     from compat.weights import tensors_of
-    from utils.checkpoint import read_weights
 
     stage = recognise(tensors_of(read_weights(weights)))
     if stage is None:
-        raise ValueError(f"{weights}: no config.yaml beside these weights, and they are of no known system; name a config")
+        raise ValueError(
+            f"{weights}: no config.yaml beside these weights, and they are of no known system; name a config"
+        )
     return ROOT / SYSTEM_CONFIGS[f"cclm_{stage}"]
 
 
@@ -120,8 +132,9 @@ def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[
     Raises ValueError that lists every missing, unexpected or misshapen key that has no explanation; allow_missing names
     beginnings of our keys that may stay fresh.
     """
-    from compat.weights import tensors_of, translate
     from utils.checkpoint import read_weights
+
+    from compat.weights import tensors_of, translate
     from utils.config import to_tree
 
     translation = translate(tensors_of(read_weights(path)), to_tree(model.config))
@@ -131,9 +144,12 @@ def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[
 
 
 def load_public_weights(model: Model, *, text: str = "", image: str = "") -> list[str]:
-    """Start towers from public weights: a Hugging Face directory for the text side, a Swin or ViT file for the image side."""
-    from compat.weights import image_tower, tensors_of, text_tower
+    """Start towers from public weights: a Hugging Face directory for the text side, a Swin or ViT file for the image
+    side.
+    """
     from utils.checkpoint import read_weights
+
+    from compat.weights import image_tower, tensors_of, text_tower
     from utils.config import to_tree
 
     tree, state = to_tree(model.config), {}
@@ -153,9 +169,15 @@ def _weights_in(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder}: expected model.safetensors or pytorch_model.bin in this folder")
 
 
-def _fill(model: Model, state: dict[str, Tensor], path: Any, allow_missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
+def _fill(
+    model: Model, state: dict[str, Tensor], path: Any, allow_missing: Sequence[str], unexpected: Sequence[str]
+) -> list[str]:
     own = model.state_dict()
-    misshapen = [f"{n}: found {list(v.shape)}, needed {list(own[n].shape)}" for n, v in state.items() if n in own and v.shape != own[n].shape]
+    misshapen = [
+        f"{n}: found {list(v.shape)}, needed {list(own[n].shape)}"
+        for n, v in state.items()
+        if n in own and v.shape != own[n].shape
+    ]
     missing = [name for name in own if name not in state and not name.startswith(tuple(allow_missing))]
     unexpected = [*unexpected, *(name for name in state if name not in own)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}

@@ -1,7 +1,8 @@
-"""The plain forms of everything that the project computes in a leaner way: padded texts, an image repeated per pair, all logits.
+"""The plain forms of everything that the project computes in a leaner way: padded texts, an image repeated per pair,
+all logits.
 
-They use the weights of the project's own modules, so that a difference is one of form. Tests hold both forms against each other, the
-benchmarks time them. Letters as in style: B texts padded to L, N image tokens, D width, V vocabulary.
+They use the weights of the project's own modules, so that a difference is one of form. Tests hold both forms against
+each other, the benchmarks time them. Letters as in style: B texts padded to L, N image tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: T
     """(B, Q, D) on (B, K, D) with additive masks and a materialised softmax, as the originals: (B, Q, D)."""
     heads = lambda x: x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)  # noqa: E731
     query, key, value = heads(query), heads(key), heads(value)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5                               # (B, H, Q, K)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, Q, K)
     if mask is not None:
         scores = scores + (1 - mask[:, None, None, :].float()) * -10000.0
     return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
@@ -32,7 +33,9 @@ def layer(block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None
     if image is not None:
         cross = block.cross_attention
         key, value = cross.key_value(image).chunk(2, dim=-1)
-        x = cross.norm(x + cross.residual_dropout(cross.output(attention(cross.query(x), key, value, cross.num_heads, None))))
+        x = cross.norm(
+            x + cross.residual_dropout(cross.output(attention(cross.query(x), key, value, cross.num_heads, None)))
+        )
     return block.feed_forward(x)
 
 
@@ -69,9 +72,11 @@ def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor
 def word_loss(model: Model, ids: Tensor, mask: Tensor, image: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
     """Masked language modelling with every logit of every slot, (B, P, V), held at once."""
     hidden = fuse(model, encode_text(model.text_encoder, ids, mask), mask, image)
-    picked = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))              # (B, P, D)
+    picked = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, P, D)
     head = model.masked_language_head
-    return full_vocabulary_loss(head(picked).flatten(0, 1), model.text_encoder.word.weight, head.bias, targets.flatten())
+    return full_vocabulary_loss(
+        head(picked).flatten(0, 1), model.text_encoder.word.weight, head.bias, targets.flatten()
+    )
 
 
 def full_vocabulary_loss(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
@@ -86,7 +91,9 @@ def contrastive_loss(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def rerank(model: Model, image_tokens: Tensor, image_embed: Tensor, ids: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def rerank(
+    model: Model, image_tokens: Tensor, image_embed: Tensor, ids: Tensor, mask: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """Two-stage scores one query at a time: (M, T) and (T, M), -100 where not re-ranked."""
     hidden = encode_text(model.text_encoder, ids, mask)
     similarity = image_embed @ embed_text(model, hidden, mask).T

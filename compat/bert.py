@@ -14,13 +14,17 @@ _EMBEDDINGS = {"word": "word_embeddings", "position": "position_embeddings", "to
 
 def embedding_entries(ours: str, theirs: str) -> list[Entry]:
     """Embedding tables and their norm."""
-    tables = [Entry(f"{ours}.{name}.weight", (f"{theirs}.{their_name}.weight",)) for name, their_name in _EMBEDDINGS.items()]
+    tables = [
+        Entry(f"{ours}.{name}.weight", (f"{theirs}.{their_name}.weight",)) for name, their_name in _EMBEDDINGS.items()
+    ]
     return tables + with_weight_and_bias(f"{ours}.norm", f"{theirs}.LayerNorm")
 
 
 def layer_entries(ours: str, theirs: str, *, has_cross_attention: bool) -> list[Entry]:
     """One transformer layer; queries, keys and values of self-attention lie in one matrix of ours."""
-    entries = with_weight_and_bias(f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")))
+    entries = with_weight_and_bias(
+        f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
+    )
     entries += _after_attention(f"{ours}.attention", f"{theirs}.attention")
     if has_cross_attention:
         cross, their_cross = f"{ours}.cross_attention", f"{theirs}.crossattention"
@@ -49,7 +53,9 @@ def masked_head_entries(ours: str, dense: str, norm: str, bias: str) -> list[Ent
 
 
 def source_layers(num_source: int, num_wanted: int) -> list[int]:
-    """Which layers of a deeper public model are kept: the last of every run of num_source / num_wanted (1, 3, ..., 23 of 24)."""
+    """Which layers of a deeper public model are kept: the last of every run of num_source / num_wanted (1, 3, ..., 23
+    of 24).
+    """
     if num_wanted > num_source or num_source % num_wanted:
         raise ValueError(f"text weights have {num_source} layers, which cannot be thinned evenly to {num_wanted}")
     step = num_source // num_wanted
@@ -59,8 +65,9 @@ def source_layers(num_source: int, num_wanted: int) -> list[int]:
 def from_public(state: State, model: dict[str, Any]) -> State:
     """Weights of a public BERT, RoBERTa or XLM-R file under our names, for the model tree of a config.
 
-    The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh). The pooler and everything
-    else that no part of the model uses is left out; a missing masked-language head stays fresh. ValueError if layers are missing.
+    The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh). The pooler
+    and everything else that no part of the model uses is left out; a missing masked-language head stays fresh.
+    ValueError if layers are missing.
     """
     state = {_modern_name(name): value for name, value in state.items()}
     numbers = [int(found[1]) for name in state if (found := re.match(r"encoder\.layer\.(\d+)\.", name))]
@@ -77,7 +84,9 @@ def from_public(state: State, model: dict[str, Any]) -> State:
     if missing:
         raise ValueError(f"text weights lack {len(missing)} keys: {', '.join(missing[:5])}")
     if model.get("has_masked_language_head"):
-        head, absent, _ = to_ours(state, masked_head_entries("masked_language_head", "head.dense", "head.norm", "head.bias"))
+        head, absent, _ = to_ours(
+            state, masked_head_entries("masked_language_head", "head.dense", "head.norm", "head.bias")
+        )
         ours |= {} if absent else head
     return ours
 
@@ -95,11 +104,16 @@ def text_tree(directory: str | Path) -> dict[str, Any]:
     """`model.text_encoder` settings of a Hugging Face directory, from its config.json."""
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; model.text_encoder.path must name a Hugging Face directory with a config.json")
+        raise FileNotFoundError(
+            f"{path} not found; model.text_encoder.path must name a Hugging Face directory with a config.json"
+        )
     config = json.loads(path.read_text(encoding="utf-8"))
     family = config.get("model_type", "bert")
     if "hidden_size" not in config or config.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(f"{path}: model_type '{family}' is not of the BERT family with absolute positions (bert, roberta, xlm-roberta)")
+        raise ValueError(
+            f"{path}: model_type '{family}' is not of the BERT family with absolute positions "
+            "(bert, roberta, xlm-roberta)"
+        )
     pad_id = config.get("pad_token_id", 0)
     return {
         "vocab_size": config["vocab_size"],

@@ -1,6 +1,7 @@
 """Checkpoints of CCLM and CCRK: pre-training and fine-tuning layouts <-> our state dict.
 
-Both systems name their parts alike. Pre-training files have `text_encoder.bert.` and `text_encoder.cls.`; fine-tuning files have neither.
+Both systems name their parts alike. Pre-training files have `text_encoder.bert.` and `text_encoder.cls.`; fine-tuning
+files have neither.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
     num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
     table = [Entry("temperature.value", ("temp",)), *embedding_entries("text_encoder", f"{text}embeddings")]
     for number in range(num_text):
-        table += layer_entries(f"text_encoder.layers.{number}", f"{text}encoder.layer.{number}", has_cross_attention=False)
+        table += layer_entries(
+            f"text_encoder.layers.{number}", f"{text}encoder.layer.{number}", has_cross_attention=False
+        )
     for number in range(num_fusion):
         theirs = f"{text}encoder.layer.{num_text + number}"
         table += layer_entries(f"text_fusion.layers.{number}", theirs, has_cross_attention=True)
@@ -56,7 +59,9 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
             table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
     if stage == "pretrain" and model.get("has_masked_language_head"):
         cls = "text_encoder.cls.predictions"
-        table += masked_head_entries("masked_language_head", f"{cls}.transform.dense", f"{cls}.transform.LayerNorm", f"{cls}.bias")
+        table += masked_head_entries(
+            "masked_language_head", f"{cls}.transform.dense", f"{cls}.transform.LayerNorm", f"{cls}.bias"
+        )
     return table
 
 

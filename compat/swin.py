@@ -24,7 +24,9 @@ def stage_windows(image: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def to_timm(state: State, image: dict[str, Any]) -> State:
-    """Original or timm keys -> timm keys for the image tree of a config: tables interpolated, buffers and classifier dropped."""
+    """Original or timm keys -> timm keys for the image tree of a config: tables interpolated, buffers and classifier
+    dropped.
+    """
     is_original = any(name.startswith("layers.0.downsample.") for name in state)
     windows, ours = stage_windows(image), {}
     for name, value in state.items():
@@ -57,7 +59,7 @@ def to_original(state: State, image: dict[str, Any]) -> State:
 def relative_position_index(window: int) -> Tensor:
     """Row of the bias table for every pair of places in a window: (window^2, window^2)."""
     place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
-    offset = place[:, :, None] - place[:, None, :] + window - 1                                   # (2, w^2, w^2)
+    offset = place[:, :, None] - place[:, None, :] + window - 1  # (2, w^2, w^2)
     return offset[0] * (2 * window - 1) + offset[1]
 
 
@@ -67,7 +69,7 @@ def shifted_window_mask(size: int, window: int) -> Tensor:
     edge = torch.zeros(size, dtype=torch.long)
     edge[size - window : size - shift] = 1
     edge[size - shift :] = 2
-    region = edge[:, None] * 3 + edge[None, :]                                                    # (size, size)
+    region = edge[:, None] * 3 + edge[None, :]  # (size, size)
     across = size // window
     windows = region.view(across, window, across, window).transpose(1, 2).reshape(across**2, -1)
     return (windows[:, None, :] != windows[:, :, None]).float() * -100.0
@@ -76,18 +78,23 @@ def shifted_window_mask(size: int, window: int) -> Tensor:
 def interpolate_table(table: Tensor, window: int) -> Tensor:
     """A relative-position bias table ((2s-1)^2, heads) for another window: ((2 window - 1)^2, heads).
 
-    Source places are spaced geometrically so that the table's ends meet; bicubic interpolating spline per head, places beyond the
-    source are clamped to its edge. Needs a source window of at least 3.
+    Source places are spaced geometrically so that the table's ends meet; bicubic interpolating spline per head,
+    places beyond the source are clamped to its edge. Needs a source window of at least 3.
     """
     side, target = round(table.shape[0] ** 0.5), 2 * window - 1
     if side == target:
         return table
     if side < 4:
-        raise ValueError(f"a relative-position table of window {(side + 1) // 2} is too small to interpolate; needs window 3 or more")
+        raise ValueError(
+            f"a relative-position table of window {(side + 1) // 2} is too small to interpolate; needs window 3 or more"
+        )
     source_places = _geometric_places(side, target)
     places = np.clip(np.arange(target) - target // 2, source_places[0], source_places[-1])
     grids = table.detach().double().numpy().reshape(side, side, -1)
-    heads = [RectBivariateSpline(source_places, source_places, grids[:, :, h], s=0)(places, places) for h in range(grids.shape[2])]
+    heads = [
+        RectBivariateSpline(source_places, source_places, grids[:, :, h], s=0)(places, places)
+        for h in range(grids.shape[2])
+    ]
     return torch.from_numpy(np.stack(heads, axis=-1).reshape(target**2, -1)).to(table.dtype)
 
 

@@ -1,4 +1,6 @@
-"""ViT weights: timm and DeiT names, CLIP's Hugging Face names (also inside CCLM), and position embeddings for another grid."""
+"""ViT weights: timm and DeiT names, CLIP's Hugging Face names (also inside CCLM), and position embeddings for another
+grid.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from compat.layout import Entry, State, to_ours, to_theirs, with_weight_and_bias
 
 def clip_entries(num_layers: int, source: list[int] | None = None) -> list[Entry]:
     """timm names <- CLIP names as CCLM stores them; `source` picks layers of a deeper file."""
-    table = [Entry("patch_embed.proj.weight", ("patch_embed.weight",)), *with_weight_and_bias("norm_pre", "pre_layrnorm")]
+    table = [
+        Entry("patch_embed.proj.weight", ("patch_embed.weight",)),
+        *with_weight_and_bias("norm_pre", "pre_layrnorm"),
+    ]
     for number, their_number in enumerate(source or range(num_layers)):
         ours, theirs = f"blocks.{number}", f"encoder.layers.{their_number}"
         table += with_weight_and_bias(f"{ours}.attn.qkv", *(f"{theirs}.self_attn.{part}_proj" for part in "qkv"))
@@ -30,7 +35,9 @@ def to_timm(state: State, image: dict[str, Any]) -> State:
     """timm, DeiT or CLIP keys -> timm keys for the image tree of a config; positions are interpolated to its grid."""
     grid = image["image_size"] // image["patch_size"]
     if "cls_token" in state or "pos_embed" in state:
-        ours = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist.", "pre_logits."))}
+        ours = {
+            name: value for name, value in state.items() if not name.startswith(("head.", "head_dist.", "pre_logits."))
+        }
         has_class_token = "cls_token" in state
     else:
         state = {_cclm_name(name): value for name, value in state.items()}
@@ -59,16 +66,20 @@ def to_clip(state: State, image: dict[str, Any]) -> State:
 def _cclm_name(name: str) -> str:
     """Hugging Face CLIP names brought to the spelling inside CCLM."""
     name = name.removeprefix("vision_model.").removeprefix("embeddings.")
-    return name.replace("patch_embedding.weight", "patch_embed.weight").replace("position_embedding.weight", "pos_embed.weight")
+    return name.replace("patch_embedding.weight", "patch_embed.weight").replace(
+        "position_embedding.weight", "pos_embed.weight"
+    )
 
 
 def interpolate_positions(table: Tensor, grid: int, has_class_token: bool) -> Tensor:
-    """A position table (1, c + g^2, D) for another grid: (1, c + grid^2, D); the class token's row is kept, bicubic else."""
+    """A position table (1, c + g^2, D) for another grid: (1, c + grid^2, D); the class token's row is kept, bicubic
+    else.
+    """
     kept = int(has_class_token)
     side = round((table.shape[1] - kept) ** 0.5)
     if side == grid:
         return table
-    places = table[:, kept:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()               # (1, D, g, g)
+    places = table[:, kept:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, D, g, g)
     places = F.interpolate(places, size=(grid, grid), mode="bicubic", align_corners=False)
     places = places.permute(0, 2, 3, 1).reshape(1, grid**2, -1).to(table.dtype)
     return torch.cat([table[:, :kept], places], dim=1)

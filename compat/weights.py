@@ -15,7 +15,9 @@ _OUR_PREFIX = "model."
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
-    """The state dict inside a file's content: bare, or under `model` or `state_dict`; `module.` prefixes are removed."""
+    """The state dict inside a file's content: bare, or under `model` or `state_dict`; `module.` prefixes are
+    removed.
+    """
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -36,13 +38,16 @@ def recognise(state: State) -> str:
 def translate(state: State, model: dict[str, Any]) -> Translation:
     """Our state for the model tree of a config; ValueError names the first keys of a layout that nobody knows.
 
-    Our own weights may come from another image size or window: position and bias tables are interpolated to the config's.
+    Our own weights may come from another image size or window: position and bias tables are interpolated to the
+    config's.
     """
     system = recognise(state)
     if system == "cclm":
         return cclm_weights.from_checkpoint(state, model)
     if system == "unknown":
-        raise ValueError(f"these weights are in no layout that is known (ours, CCLM, CCRK); first keys: {', '.join(list(state)[:4])}")
+        raise ValueError(
+            f"these weights are in no layout that is known (ours, CCLM, CCRK); first keys: {', '.join(list(state)[:4])}"
+        )
     ours = {name.removeprefix(_OUR_PREFIX): value for name, value in state.items()}
     tower = {n.removeprefix(_BACKBONE): v for n, v in ours.items() if n.startswith(_BACKBONE)}
     rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
@@ -80,7 +85,9 @@ def image_tower(state: State, image: dict[str, Any]) -> State:
 
 
 def text_tower(state: State, model: dict[str, Any]) -> State:
-    """Our keys of a public BERT-family file: text tower, then the fusion stack's own layers, and the masked-language head."""
+    """Our keys of a public BERT-family file: text tower, then the fusion stack's own layers, and the masked-language
+    head.
+    """
     return bert.from_public(state, model)
 
 

@@ -1,4 +1,6 @@
-"""Fusion stack: text rows read images through cross-attention; an image's keys and values are projected once per layer."""
+"""Fusion stack: text rows read images through cross-attention; an image's keys and values are projected once per
+layer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from models.transformer import KeyValue, Layer, Meeting, initialise
 
 
 class CrossEncoder(nn.Module):
-    """A stack of layers with cross-attention on top of a text tower; queries are text rows, keys and values image tokens."""
+    """A stack of layers with cross-attention on top of a text tower; queries are text rows, keys and values image
+    tokens.
+    """
 
     @dataclass
     class Config:
@@ -34,7 +38,9 @@ class CrossEncoder(nn.Module):
         return [layer.cross_attention.project(tokens, mask) for layer in self.layers]
 
     def attend_texts(self, texts: TextState) -> TextState:
-        """Texts after the first layer's self-attention, which no image touches: worth it where a text meets many images."""
+        """Texts after the first layer's self-attention, which no image touches: worth it where a text meets many
+        images.
+        """
         return replace(texts, tokens=self.layers[0].attention(texts.tokens, texts.packing, None))
 
     def forward(
@@ -52,7 +58,7 @@ class CrossEncoder(nn.Module):
         """
         packing = texts.packing
         exact = packing.key_mask is None and image_of_text.device.type == "cpu"
-        image_by_place = image_of_text[packing.order.to(image_of_text.device)]                    # (T,)
+        image_by_place = image_of_text[packing.order.to(image_of_text.device)]  # (T,)
         device = texts.tokens.device
         meeting = Meeting(None, image_by_place)
         if exact:
@@ -75,7 +81,7 @@ class CrossEncoder(nn.Module):
         self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor, *, is_attended: bool = False
     ) -> Tensor:
         """Fused first token of every (text, image) pair, in the order of the texts: (T, D)."""
-        rows = self(texts, keys, image_of_text, read_first(texts.packing), is_attended=is_attended)   # by packed place
+        rows = self(texts, keys, image_of_text, read_first(texts.packing), is_attended=is_attended)  # by packed place
         order = texts.packing.order
         return torch.zeros_like(rows).index_copy(0, order, rows)
 

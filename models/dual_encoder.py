@@ -27,12 +27,19 @@ class DualEncoder(nn.Module):
     """Image tower, text tower, their projections to E dimensions and the temperature."""
 
     def __init__(
-        self, image_encoder: ImageEncoder, text_encoder: TextEncoder, *, embed_dim: int, shared_projection: bool, temperature: Temperature
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        *,
+        embed_dim: int,
+        shared_projection: bool,
+        temperature: Temperature,
     ) -> None:
         super().__init__()
         if shared_projection and image_encoder.width != text_encoder.width:
             raise ValueError(
-                f"model.shared_projection needs towers of one width; found image {image_encoder.width}, text {text_encoder.width}"
+                "model.shared_projection needs towers of one width; "
+                f"found image {image_encoder.width}, text {text_encoder.width}"
             )
         self.image_encoder, self.text_encoder, self.temperature = image_encoder, text_encoder, temperature
         self.text_projection = nn.Linear(text_encoder.width, embed_dim)

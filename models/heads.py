@@ -12,8 +12,12 @@ from models.transformer import initialise
 
 
 def classification_head(width: int, num_classes: int) -> nn.Sequential:
-    """Two linear maps around LayerNorm and GELU, torch's default initialisation (CCLM's `itm_head`, `cls_head`, `bbox_head`)."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes))
+    """Two linear maps around LayerNorm and GELU, torch's default initialisation (CCLM's `itm_head`, `cls_head`,
+    `bbox_head`).
+    """
+    return nn.Sequential(
+        nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes)
+    )
 
 
 class MaskedLanguageHead(nn.Module):
@@ -44,7 +48,9 @@ class Temperature(nn.Module):
 
         def __post_init__(self) -> None:
             if not 0 < self.minimum <= self.initial <= self.maximum:
-                raise ValueError(f"need 0 < minimum <= initial <= maximum; found {self.minimum}, {self.initial}, {self.maximum}")
+                raise ValueError(
+                    f"need 0 < minimum <= initial <= maximum; found {self.minimum}, {self.initial}, {self.maximum}"
+                )
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -57,12 +57,14 @@ class ImageEncoder(nn.Module):
         if feature_map.dim() == 3:
             return feature_map
         if feature_map.shape[-1] == self.width and feature_map.shape[1] != self.width:
-            return feature_map.flatten(1, 2)                                                      # channels last (M, N, D)
-        return feature_map.flatten(2).transpose(1, 2)                                             # channels first (M, N, D)
+            return feature_map.flatten(1, 2)  # channels last (M, N, D)
+        return feature_map.flatten(2).transpose(1, 2)  # channels first (M, N, D)
 
 
 class Swin(ImageEncoder):
-    """Swin Transformer (Liu et al. 2021) at any resolution and window; the global token is the mean of the normed map."""
+    """Swin Transformer (Liu et al. 2021) at any resolution and window; the global token is the mean of the normed
+    map.
+    """
 
     @dataclass
     class Config(ImageConfig):
@@ -82,10 +84,13 @@ class Swin(ImageEncoder):
             for number in range(len(self.depths)):
                 if stage > self.window_size and stage % self.window_size:
                     raise ValueError(
-                        f"image_size {self.image_size}: stage {number} is {stage} wide, not a multiple of window_size {self.window_size}"
+                        f"image_size {self.image_size}: stage {number} is {stage} wide, "
+                        f"not a multiple of window_size {self.window_size}"
                     )
                 if number + 1 < len(self.depths) and stage % 2:
-                    raise ValueError(f"image_size {self.image_size}: stage {number} is {stage} wide and cannot be halved")
+                    raise ValueError(
+                        f"image_size {self.image_size}: stage {number} is {stage} wide and cannot be halved"
+                    )
                 stage //= 2
 
     def __init__(self, config: Config) -> None:
@@ -103,7 +108,9 @@ class Swin(ImageEncoder):
 
 
 class ViT(ImageEncoder):
-    """Vision Transformer (Dosovitskiy et al. 2021), DeiT and CLIP forms; without a class token the mean stands first."""
+    """Vision Transformer (Dosovitskiy et al. 2021), DeiT and CLIP forms; without a class token the mean stands
+    first.
+    """
 
     @dataclass
     class Config(ImageConfig):

@@ -32,7 +32,9 @@ class Model(DualEncoder):
 
         def __post_init__(self) -> None:
             if self.has_masked_language_head and self.text_fusion is None:
-                raise ValueError("has_masked_language_head needs text_fusion: masked words are predicted from fused tokens")
+                raise ValueError(
+                    "has_masked_language_head needs text_fusion: masked words are predicted from fused tokens"
+                )
 
     def __init__(self, config: Config) -> None:
         image_encoder = IMAGE_ENCODERS.load(config.image_encoder.name)(config.image_encoder)
@@ -51,7 +53,9 @@ class Model(DualEncoder):
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
             self.match_head = classification_head(width, 2)
         if config.has_masked_language_head:
-            self.masked_language_head = MaskedLanguageHead(width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps)
+            self.masked_language_head = MaskedLanguageHead(
+                width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
+            )
 
     @property
     def has_fusion(self) -> bool:
@@ -67,14 +71,14 @@ class Model(DualEncoder):
     ) -> tuple[Tensor, Tensor]:
         """Tokens (Q, D) at the masked positions, ready for the vocabulary, and their targets (Q,).
 
-        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m; positions and targets (M, P),
-        a negative target marks an unused slot.
+        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m; positions and
+        targets (M, P), a negative target marks an unused slot.
         """
         chosen_packing, _ = select_texts(packing, chosen)
         texts = self.text_encoder.encode_packed(ids, chosen_packing)
         reading = read_positions(chosen_packing, positions, targets >= 0)
         fused = self.text_fusion(texts, keys, torch.arange(len(chosen), device=chosen.device), reading)
-        placed = targets[chosen_packing.order]                                                    # (M, P) by packed place
+        placed = targets[chosen_packing.order]  # (M, P) by packed place
         target = placed[placed >= 0] if len(fused) != placed.numel() else placed.flatten()
         return self.masked_language_head(fused), target
 

@@ -1,6 +1,7 @@
 """Ragged texts as one matrix of real tokens: which row belongs to which text, and which text meets which image.
 
-Letters: R rows of a packed matrix (R = sum of the lengths), T texts, L text tokens, M images, N image tokens, Q query slots of one image.
+Letters: R rows of a packed matrix (R = sum of the lengths), T texts, L text tokens, M images, N image tokens, Q query
+slots of one image.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Group:
 class Packing:
     """Texts without padding: `order[p]` is the text that lies at packed place p, places are sorted by length.
 
-    first_row (T,) is the row of the first token of each text, in the caller's order of texts. `length` (T,) repeats the real lengths on
-    the device. `key_mask` (T, L) bool, by packed place, is set only where the lengths are unknown to the host (texts chosen on an
-    accelerator): then every text takes L rows and the mask says which are real.
+    first_row (T,) is the row of the first token of each text, in the caller's order of texts. `length` (T,) repeats
+    the real lengths on the device. `key_mask` (T, L) bool, by packed place, is set only where the lengths are unknown
+    to the host (texts chosen on an accelerator): then every text takes L rows and the mask says which are real.
     """
 
     lengths: Sequence[int]
@@ -59,7 +60,9 @@ class Packing:
 def pack(lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
     """Packing of texts whose lengths the host knows; raises ValueError on an empty list or an empty text."""
     if not len(lengths) or min(lengths) < 1:
-        raise ValueError(f"every text needs at least one token; found {len(lengths)} texts, shortest {min(lengths, default=0)}")
+        raise ValueError(
+            f"every text needs at least one token; found {len(lengths)} texts, shortest {min(lengths, default=0)}"
+        )
     array = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(array, kind="stable")
     sorted_lengths = array[order]
@@ -76,16 +79,20 @@ def pack(lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
 
 
 def pack_uniform(length: Tensor, longest: int) -> Packing:
-    """Packing of texts (T,) whose real lengths only the device knows: `longest` rows each, padding masked, nothing copied to the host."""
+    """Packing of texts (T,) whose real lengths only the device knows: `longest` rows each, padding masked, nothing
+    copied to the host.
+    """
     num_texts = length.shape[0]
     order = torch.arange(num_texts, device=length.device)
-    key_mask = torch.arange(longest, device=length.device)[None, :] < length[:, None]             # (T, L)
+    key_mask = torch.arange(longest, device=length.device)[None, :] < length[:, None]  # (T, L)
     group = Group(0, 0, num_texts, longest)
     return Packing([longest] * num_texts, order, (group,), order * longest, length, key_mask)
 
 
 def join_packings(packings: Sequence[Packing]) -> tuple[Packing, Tensor]:
-    """Packing of all texts of several packings, one after the other, and the rows (R,) of their stacked matrices it consists of."""
+    """Packing of all texts of several packings, one after the other, and the rows (R,) of their stacked matrices it
+    consists of.
+    """
     offsets = np.cumsum([0] + [packing.num_rows for packing in packings])
     first = torch.cat([packing.first_row + int(offset) for packing, offset in zip(packings, offsets[:-1], strict=True)])
     joined = pack([length for packing in packings for length in packing.lengths], first.device)
@@ -112,15 +119,17 @@ def positions_in_text(packing: Packing, device: torch.device) -> Tensor:
 
 
 def select_texts(packing: Packing, index: Tensor) -> tuple[Packing, Tensor]:
-    """Packing of the texts `index` (n,), repeats allowed, and the rows (R',) of the old matrix that make up the new one.
+    """Packing of the texts `index` (n,), repeats allowed, and the rows (R',) of the old matrix that make up the new
+    one.
 
-    An index on the host gives an exact packing. With an index on an accelerator the chosen lengths stay on the device: copying them to the host would
-    stop it once per step, so each text takes as many rows as the longest text and the padding is masked.
+    An index on the host gives an exact packing. With an index on an accelerator the chosen lengths stay on the
+    device: copying them to the host would stop it once per step, so each text takes as many rows as the longest text
+    and the padding is masked.
     """
     device = packing.first_row.device
     if index.device.type == "cpu" and packing.key_mask is None:
         selected = pack(np.asarray(packing.lengths)[index.numpy()], device)
-        first = packing.first_row[index.to(device)[selected.order]]                               # (n,) by new place
+        first = packing.first_row[index.to(device)[selected.order]]  # (n,) by new place
     else:
         selected = pack_uniform(packing.length[index], max(packing.lengths))
         first = packing.first_row[index]
@@ -131,8 +140,8 @@ def select_texts(packing: Packing, index: Tensor) -> tuple[Packing, Tensor]:
 class Reading:
     """The rows of a packed matrix that a last layer has to compute, grouped like the packing's texts.
 
-    rows (Q,) are packed rows. Group g of the packing owns `counts[g]` slots per text; `slots[g]` (count, slots) points into `rows`
-    and `kept[g]` lists the flattened slots that are real (None: all of them).
+    rows (Q,) are packed rows. Group g of the packing owns `counts[g]` slots per text; `slots[g]` (count, slots)
+    points into `rows` and `kept[g]` lists the flattened slots that are real (None: all of them).
     """
 
     rows: Tensor
@@ -150,18 +159,19 @@ def read_first(packing: Packing) -> Reading:
 
 
 def read_positions(packing: Packing, positions: Tensor, wanted: Tensor) -> Reading:
-    """The tokens at `positions` (T, P) where `wanted` (T, P) is True, in packed order of texts; needs wanted on the host.
+    """The tokens at `positions` (T, P) where `wanted` (T, P) is True, in packed order of texts; needs wanted on the
+    host.
 
     On an accelerator all P slots are read: the number of wanted ones is not known to the host.
     """
-    placed, kept_by_place = positions[packing.order], wanted[packing.order]                       # (T, P)
+    placed, kept_by_place = positions[packing.order], wanted[packing.order]  # (T, P)
     rows = packing.first_row[packing.order][:, None] + placed
     exact = rows.device.type == "cpu"
     if not exact:
         kept_by_place = torch.ones_like(kept_by_place)
     flat_kept = kept_by_place.flatten()
     number = flat_kept.cumsum(0) - 1
-    number = number.view_as(placed).clamp_min(0)                                                  # (T, P) slot -> row of the reading
+    number = number.view_as(placed).clamp_min(0)  # (T, P) slot -> row of the reading
     slots, kept = [], []
     for group in packing.groups:
         part = slice(group.first_text, group.first_text + group.count)
@@ -191,10 +201,11 @@ class ImageBlock:
 
 
 def fold_by_image(image_of_row: Tensor, device: torch.device, slack: float = 1.25) -> tuple[ImageBlock, ...]:
-    """All query rows of one image side by side, so that its keys and values are read once; image_of_row (R,) on the host.
+    """All query rows of one image side by side, so that its keys and values are read once; image_of_row (R,) on the
+    host.
 
-    Images are sorted by their number of rows and cut into blocks in which the largest is at most `slack` times the smallest (plus
-    8), which bounds the padded query slots. Covers every row exactly once.
+    Images are sorted by their number of rows and cut into blocks in which the largest is at most `slack` times the
+    smallest (plus 8), which bounds the padded query slots. Covers every row exactly once.
     """
     images = image_of_row.numpy()
     by_image = np.argsort(images, kind="stable")
@@ -207,7 +218,7 @@ def fold_by_image(image_of_row: Tensor, device: torch.device, slack: float = 1.2
         members = by_count[at:limit]
         width = int(count[members].max())
         steps = np.arange(width)
-        real = steps[None, :] < count[members][:, None]                                           # (m, Q)
+        real = steps[None, :] < count[members][:, None]  # (m, Q)
         places = begin[members][:, None] + np.minimum(steps[None, :], count[members][:, None] - 1)
         slots = by_image[places]
         to_tensor = lambda values: torch.from_numpy(values).to(device, non_blocking=True)  # noqa: E731

@@ -24,10 +24,14 @@ class TextState:
     def select(self, index: Tensor) -> TextState:
         """The texts `index` (n,), repeats allowed; gradients flow back to the originals."""
         packing, rows = select_texts(self.packing, index)
-        return TextState(self.tokens[rows], packing, None if self.embed is None else self.embed[index.to(self.embed.device)])
+        return TextState(
+            self.tokens[rows], packing, None if self.embed is None else self.embed[index.to(self.embed.device)]
+        )
 
     def padded(self, length: int | None = None) -> Tensor:
-        """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs it."""
+        """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs
+        it.
+        """
         length = length or max(self.packing.lengths)
         flat = self.tokens.new_zeros(self.packing.num_texts * length, self.tokens.shape[1])
         return flat.index_put((token_rows(self.packing, length),), self.tokens).view(self.packing.num_texts, length, -1)
@@ -36,7 +40,9 @@ class TextState:
 def join_texts(states: Sequence[TextState]) -> TextState:
     """All texts of several states, one after the other."""
     packing, rows = join_packings([state.packing for state in states])
-    return TextState(torch.cat([state.tokens for state in states])[rows], packing, torch.cat([state.embed for state in states]))
+    return TextState(
+        torch.cat([state.tokens for state in states])[rows], packing, torch.cat([state.embed for state in states])
+    )
 
 
 class TextEncoder(nn.Module):
@@ -68,7 +74,14 @@ class TextEncoder(nn.Module):
 
         def layer(self, cross_width: int | None = None) -> LayerConfig:
             """Sizes of a layer of this tower, or of a fusion stack on top of it."""
-            sizes = (self.width, self.num_heads, self.mlp_width, self.layer_norm_eps, self.dropout, self.attention_dropout)
+            sizes = (
+                self.width,
+                self.num_heads,
+                self.mlp_width,
+                self.layer_norm_eps,
+                self.dropout,
+                self.attention_dropout,
+            )
             return LayerConfig(*sizes, cross_width)
 
     def __init__(self, config: Config) -> None:
@@ -102,7 +115,7 @@ class TextEncoder(nn.Module):
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
         rows = token_rows(packing, ids.shape[1])
-        packed_ids = ids.flatten()[rows]                                                          # (R,)
+        packed_ids = ids.flatten()[rows]  # (R,)
         position = positions_in_text(packing, ids.device) + self.config.position_offset
         x = self.word(packed_ids) + self.token_type.weight[0] + self.position(position)
         x = self.dropout(self.norm(x))
@@ -116,7 +129,7 @@ class TextEncoder(nn.Module):
             return state.tokens[state.packing.first_row]
         packing, means = state.packing, []
         for group, rows in zip(packing.groups, packing.split(state.tokens), strict=True):
-            block = rows.view(group.count, group.length, -1)                                      # (n, L, D)
+            block = rows.view(group.count, group.length, -1)  # (n, L, D)
             if packing.key_mask is None:
                 means.append(block.mean(dim=1))
                 continue

@@ -1,7 +1,9 @@
-"""The BERT-family transformer layer on packed texts: one block for text towers and, with cross-attention, for fusion stacks.
+"""The BERT-family transformer layer on packed texts: one block for text towers and, with cross-attention, for fusion
+stacks.
 
-Post-layer-norm (Devlin et al. 2019): x = LayerNorm(x + Dropout(f(x))) after self-attention, cross-attention and feed-forward.
-Letters: R packed rows, Q rows that are read, M images, N image tokens, H heads, D width, V width of the image tokens.
+Post-layer-norm (Devlin et al. 2019): x = LayerNorm(x + Dropout(f(x))) after self-attention, cross-attention and
+feed-forward. Letters: R packed rows, Q rows that are read, M images, N image tokens, H heads, D width, V width of the
+image tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from models.packing import ImageBlock, Packing, Reading
 
 @dataclass
 class LayerConfig:
-    """Sizes of one layer; `cross_width` is the width of the tokens that cross-attention reads (None: no cross-attention)."""
+    """Sizes of one layer; `cross_width` is the width of the tokens that cross-attention reads (None: no
+    cross-attention).
+    """
 
     width: int
     num_heads: int
@@ -47,7 +51,9 @@ class KeyValue:
 
 @dataclass
 class Meeting:
-    """Which image each query row meets: `blocks` where the host knows it, else the image of every text of a uniform packing."""
+    """Which image each query row meets: `blocks` where the host knows it, else the image of every text of a uniform
+    packing.
+    """
 
     blocks: tuple[ImageBlock, ...] | None = None
     image_of_text: Tensor | None = None
@@ -81,17 +87,17 @@ class SelfAttention(nn.Module):
         """x (R, D) -> (R, D), or (Q, D) for the rows of `reading`."""
         width = x.shape[1]
         if reading is None:
-            qkv = self.qkv(x)                                                                     # (R, 3D)
+            qkv = self.qkv(x)  # (R, 3D)
             query_rows, residual = None, x
             key_value = qkv
         else:
             residual = x[reading.rows]
-            query_rows = F.linear(residual, self.qkv.weight[:width], self.qkv.bias[:width])       # (Q, D)
-            key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])               # (R, 2D)
+            query_rows = F.linear(residual, self.qkv.weight[:width], self.qkv.bias[:width])  # (Q, D)
+            key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])  # (R, 2D)
         pieces = []
         for number, (group, rows) in enumerate(zip(packing.groups, packing.split(key_value), strict=True)):
             block = rows.view(group.count, group.length, -1, self.num_heads, width // self.num_heads)
-            *query, key, value = block.permute(2, 0, 3, 1, 4)                                     # each (n, H, L, d)
+            *query, key, value = block.permute(2, 0, 3, 1, 4)  # each (n, H, L, d)
             query = query[0] if query else self._read_queries(query_rows, reading.slots[number])
             mask = None if packing.key_mask is None else packing.key_mask[group.first_text :, None, None, :]
             attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)
@@ -105,7 +111,7 @@ class SelfAttention(nn.Module):
     def _read_queries(self, rows: Tensor, slots: Tensor) -> Tensor:
         count, width = slots.shape
         per_head = rows.shape[1] // self.num_heads
-        return rows[slots.flatten()].view(count, width, self.num_heads, per_head).transpose(1, 2)   # (n, H, Q, d)
+        return rows[slots.flatten()].view(count, width, self.num_heads, per_head).transpose(1, 2)  # (n, H, Q, d)
 
 
 class CrossAttention(nn.Module):
@@ -124,20 +130,26 @@ class CrossAttention(nn.Module):
         """Keys and values of image tokens (M, N, V); the one place where they are computed."""
         num_images, num_tokens, _ = tokens.shape
         both = self.key_value(tokens).view(num_images, num_tokens, 2, self.num_heads, -1)
-        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)                                        # each (M, H, N, d)
+        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (M, H, N, d)
         return KeyValue(key, value, mask)
 
     def forward(self, x: Tensor, keys: KeyValue, meeting: Meeting) -> Tensor:
         """x (R, D) -> (R, D)."""
         query = self.query(x)
-        attended = self._folded(query, keys, meeting.blocks) if meeting.blocks else self._gathered(query, keys, meeting.image_of_text)
+        attended = (
+            self._folded(query, keys, meeting.blocks)
+            if meeting.blocks
+            else self._gathered(query, keys, meeting.image_of_text)
+        )
         return self.norm(x + self.residual_dropout(self.output(attended)))
 
     def _folded(self, query: Tensor, keys: KeyValue, blocks: tuple[ImageBlock, ...]) -> Tensor:
         """Every image's keys are used once, for all query rows that meet it."""
         pieces = []
         for block in blocks:
-            rows = query[block.slots.flatten()].view(*block.slots.shape, self.num_heads, -1).transpose(1, 2)   # (m, H, Q, d)
+            rows = (
+                query[block.slots.flatten()].view(*block.slots.shape, self.num_heads, -1).transpose(1, 2)
+            )  # (m, H, Q, d)
             attended = self._attend(rows, keys.select(block.images))
             pieces.append(attended.transpose(1, 2).reshape(-1, query.shape[1])[block.kept])
         rows = torch.cat([block.rows for block in blocks])
@@ -145,8 +157,10 @@ class CrossAttention(nn.Module):
         return torch.cat(pieces)[place]
 
     def _gathered(self, query: Tensor, keys: KeyValue, image_of_text: Tensor) -> Tensor:
-        """Each text of a uniform packing meets its image; keys are copied per text, the pairing never leaves the device."""
-        rows = query.view(len(image_of_text), -1, self.num_heads, keys.key.shape[-1]).transpose(1, 2)   # (T, H, L, d)
+        """Each text of a uniform packing meets its image; keys are copied per text, the pairing never leaves the
+        device.
+        """
+        rows = query.view(len(image_of_text), -1, self.num_heads, keys.key.shape[-1]).transpose(1, 2)  # (T, H, L, d)
         return self._attend(rows, keys.select(image_of_text)).transpose(1, 2).reshape_as(query)
 
     def _attend(self, query: Tensor, keys: KeyValue) -> Tensor:
@@ -188,7 +202,8 @@ class Layer(nn.Module):
         meeting: Meeting | None = None,
         is_attended: bool = False,
     ) -> Tensor:
-        """x (R, D) -> (R, D), or (Q, D) when only the rows of `reading` are wanted; without keys cross-attention is skipped.
+        """x (R, D) -> (R, D), or (Q, D) when only the rows of `reading` are wanted; without keys cross-attention is
+        skipped.
 
         is_attended: x went through this layer's self-attention already.
         """

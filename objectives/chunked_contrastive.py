@@ -1,7 +1,8 @@
 """Contrastive cross-entropy between two sets of vectors in row chunks: no matrix of similarities outlives its chunk.
 
-The rows and the columns of one similarity matrix give two losses. Forward keeps only the log-normalisers of rows and columns;
-backward recomputes the similarities chunk by chunk. Letters: M rows, T columns, E embedding, C rows of a chunk.
+The rows and the columns of one similarity matrix give two losses. Forward keeps only the log-normalisers of rows and
+columns; backward recomputes the similarities chunk by chunk. Letters: M rows, T columns, E embedding, C rows of a
+chunk.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Positives:
-    """What counts as right: equal ids. In a row positives weigh 1 each, or share a weight of 1 (`is_mean`); in a column they share.
+    """What counts as right: equal ids. In a row positives weigh 1 each, or share a weight of 1 (`is_mean`); in a
+    column they share.
 
-    With `is_exclusive` each positive of a row is compared with the negatives alone; otherwise the positives of a row compete.
+    With `is_exclusive` each positive of a row is compared with the negatives alone; otherwise the positives of a row
+    compete.
     """
 
     row_id: Tensor
@@ -43,11 +46,12 @@ def contrastive_losses(
 ) -> tuple[Tensor, Tensor]:
     """Row loss (every row seeks its columns) and column loss (every column seeks its rows), both ().
 
-    rows (M, E) and columns (T, E) are unit vectors, temperature () divides their products: s = rows columns^T / temperature.
-    Row loss = mean over rows of sum over positives j of w (log sum_k exp s_ik - s_ij); the column loss is the same for s^T.
+    rows (M, E) and columns (T, E) are unit vectors, temperature () divides their products: s = rows columns^T /
+    temperature. Row loss = mean over rows of sum over positives j of w (log sum_k exp s_ik - s_ij); the column loss
+    is the same for s^T.
 
-    is_sharded: every rank holds other rows and all columns. Losses and gradients are then this rank's share times the number
-    of ranks, so that their mean over ranks is the loss, and the gradient, of the whole matrix.
+    is_sharded: every rank holds other rows and all columns. Losses and gradients are then this rank's share times the
+    number of ranks, so that their mean over ranks is the loss, and the gradient, of the whole matrix.
     """
     with torch.autocast(rows.device.type, enabled=False):
         return _Contrastive.apply(rows.float(), columns.float(), temperature.float(), positives, is_sharded)
@@ -88,13 +92,13 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx, grad_row_loss, grad_column_loss):
         rows, columns, temperature, row_normaliser, column_normaliser, positive_count = ctx.saved_tensors
         row_scale, column_scale = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
-        column_total = column_scale * (positive_count > 0)                                        # (T,)
-        column_weight = column_scale / positive_count.clamp_min(1)                                # (T,)
+        column_total = column_scale * (positive_count > 0)  # (T,)
+        column_weight = column_scale / positive_count.clamp_min(1)  # (T,)
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
         grad_temperature = torch.zeros_like(temperature)
         for part in _chunks(rows, columns):
             scores, right = _scores(rows[part], columns, temperature), ctx.positives.matrix(part)
-            row_weight = ctx.positives.row_weight(right) * row_scale                              # (C, 1)
+            row_weight = ctx.positives.row_weight(right) * row_scale  # (C, 1)
             gradient = (scores - column_normaliser).exp_().mul_(column_total)
             gradient += _row_gradient(scores, right, row_weight, row_normaliser[part, None], ctx.positives.is_exclusive)
             gradient -= right * column_weight
@@ -123,7 +127,9 @@ def _finish_columns(
         highest = largest.clone()
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         exponentials, largest = exponentials * (largest - highest).exp(), highest
-        positive_score, positive_count, exponentials = _total(torch.stack([positive_score, positive_count, exponentials]), True)
+        positive_score, positive_count, exponentials = _total(
+            torch.stack([positive_score, positive_count, exponentials]), True
+        )
     return positive_score, positive_count, largest + exponentials.log()
 
 
@@ -133,7 +139,7 @@ def _chunks(rows: Tensor, columns: Tensor) -> list[slice]:
 
 
 def _scores(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
-    return (rows @ columns.T).div_(temperature)                                                   # (C, T)
+    return (rows @ columns.T).div_(temperature)  # (C, T)
 
 
 def _total(x: Tensor, is_sharded: bool) -> Tensor:

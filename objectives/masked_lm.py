@@ -13,10 +13,14 @@ CHUNK_ELEMENTS = 32 << 20
 IGNORED_TARGET = -100
 
 
-def vocabulary_loss(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """Mean cross-entropy of tokens (Q, D) against a vocabulary weight (V, D) + bias (V,); target (Q,), IGNORED_TARGET not counted.
+def vocabulary_loss(
+    tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+) -> Tensor:
+    """Mean cross-entropy of tokens (Q, D) against a vocabulary weight (V, D) + bias (V,); target (Q,), IGNORED_TARGET
+    not counted.
 
-    The vocabulary is walked in chunks of about chunk_elements logits, so that each row of the weight's gradient is written once.
+    The vocabulary is walked in chunks of about chunk_elements logits, so that each row of the weight's gradient is
+    written once.
     """
     return _VocabularyLoss.apply(tokens, weight, bias, target, chunk_elements)
 
@@ -28,7 +32,7 @@ class _VocabularyLoss(torch.autograd.Function):
         highest = tokens.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
         total = torch.zeros_like(highest)
         for part in _chunks(len(weight), ctx.size):
-            logits = _logits(tokens, weight[part], bias[part])                                    # (Q, C)
+            logits = _logits(tokens, weight[part], bias[part])  # (Q, C)
             new_highest = torch.maximum(highest, logits.amax(dim=1))
             total = total * (highest - new_highest).exp() + logits.sub_(new_highest[:, None]).exp_().sum(dim=1)
             highest = new_highest
@@ -43,7 +47,7 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         tokens, weight, bias, known, normaliser, share = ctx.saved_tensors
-        row_scale = (grad_loss * share)[:, None]                                                  # (Q, 1)
+        row_scale = (grad_loss * share)[:, None]  # (Q, 1)
         grad_tokens = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
         for part in _chunks(len(weight), ctx.size):
@@ -85,6 +89,8 @@ class MaskedLanguageModelling:
 
 
 def masked_language_loss(step: Step, ids: Tensor, positions: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
-    """ids (M, L) with masks, one text per image; positions and targets (M, P); `chosen` (M,) rows in the step's texts."""
+    """ids (M, L) with masks, one text per image; positions and targets (M, P); `chosen` (M,) rows in the step's
+    texts.
+    """
     tokens, target = step.model.masked_tokens(ids, positions, targets, step.texts.packing, chosen, step.image_keys)
     return vocabulary_loss(tokens, step.model.text_encoder.word.weight, step.model.masked_language_head.bias, target)

@@ -22,10 +22,11 @@ class NegativeWeights:
 def negative_weights(similarity: Tensor, positive_text: Tensor, image_id: Tensor, text_id: Tensor) -> NegativeWeights:
     """Weights by softmax probability; texts and images of the same picture get 0.
 
-    similarity (M, T) is already divided by the temperature; row b of the image weights belongs to text positive_text[b].
+    similarity (M, T) is already divided by the temperature; row b of the image weights belongs to text
+    positive_text[b].
     """
     text = (similarity.softmax(dim=1) + FLOOR).masked_fill(image_id[:, None] == text_id[None, :], 0)
-    to_images = similarity[:, positive_text].T                                                    # (M, M) text by image
+    to_images = similarity[:, positive_text].T  # (M, M) text by image
     image = (to_images.softmax(dim=1) + FLOOR).masked_fill(text_id[positive_text][:, None] == image_id[None, :], 0)
     return NegativeWeights(image, text)
 
@@ -40,8 +41,8 @@ def draw(weights: Tensor) -> tuple[Tensor, Tensor]:
 class HardNegativeMatching:
     """One positive and two hard negatives per image through the fusion stack (CCLM's ITM, CCRK's MITM).
 
-    Pairs in the order [(image, its text); (negative image, text); (image, negative text)], labels 1, 0, 0. An image without any
-    negative in the batch (all rows show the same picture) contributes its positive pair alone.
+    Pairs in the order [(image, its text); (negative image, text); (image, negative text)], labels 1, 0, 0. An image
+    without any negative in the batch (all rows show the same picture) contributes its positive pair alone.
     """
 
     @dataclass

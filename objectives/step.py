@@ -19,7 +19,8 @@ FLOOR = 1e-5
 class Step:
     """images (tokens (M, N, D), embed (M, E)) and texts (packed, embed (T, E)) of one batch, image-major.
 
-    `batch` has image_id (M,), image_of_text (T,) and `masked`; `model` has temperature, project_images, encode_text and the heads.
+    `batch` has image_id (M,), image_of_text (T,) and `masked`; `model` has temperature, project_images, encode_text
+    and the heads.
     """
 
     model: Any
@@ -51,7 +52,10 @@ class Step:
     @cached_property
     def positive_text(self) -> Tensor:
         """One caption of each image, drawn as `positive_choice` says: rows in texts, (M,)."""
-        own = self.batch.image_of_text[None, :] == torch.arange(len(self.batch.image_id), device=self.text_id.device)[:, None]
+        own = (
+            self.batch.image_of_text[None, :]
+            == torch.arange(len(self.batch.image_id), device=self.text_id.device)[:, None]
+        )
         weights = positive_text_weights(self.similarity, own, self.positive_choice)
         return torch.multinomial(weights, 1).squeeze(1)
 
@@ -59,8 +63,9 @@ class Step:
 def positive_text_weights(similarity: Tensor, own: Tensor, choice: PositiveChoice) -> Tensor:
     """Sampling weights of each image's own captions, 0 elsewhere: (M, T) for similarity (M, T) and own (M, T) bool.
 
-    `probability` and `similarity` prefer the captions that the model does not rank high yet: the largest value of the whole
-    matrix minus the caption's own, of softmax probabilities or of raw similarities (CCRK's neg_sample_type 1 and 2).
+    `probability` and `similarity` prefer the captions that the model does not rank high yet: the largest value of the
+    whole matrix minus the caption's own, of softmax probabilities or of raw similarities (CCRK's neg_sample_type 1
+    and 2).
     """
     if choice == "uniform":
         return own.float()

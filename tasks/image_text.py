@@ -1,4 +1,6 @@
-"""Training on images with captions, and retrieval as its evaluation: pre-training and retrieval fine-tuning of every system."""
+"""Training on images with captions, and retrieval as its evaluation: pre-training and retrieval fine-tuning of every
+system.
+"""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def score_pairs(
 ) -> Tensor:
     """Match logit of class 1, or its probability, for pairs (P, 2) of (image, text) numbers, sorted by image: (P,).
 
-    image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about TOKENS_PER_BLOCK
-    text tokens each; keys and values of an image are projected once per block.
+    image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about
+    TOKENS_PER_BLOCK text tokens each; keys and values of an image are projected once per block.
     """
     attended = model.text_fusion.attend_texts(texts)
     lengths = np.asarray(texts.packing.lengths)[pairs[:, 1].numpy()]
@@ -84,17 +84,22 @@ def rerank(
     texts: TextState,
     candidates: Candidates,
     *,
+    owner: Tensor | None = None,
     is_probability: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Match logits, or probabilities, (M, T) of all candidate pairs, -inf elsewhere; images are shared out over the ranks, every rank gets all scores.
+    """Match logits, or probabilities, (M, T) of all candidate pairs, -inf elsewhere; every rank gets all scores.
 
-    image_tokens is asked only for images m with m % world_size == rank.
+    owner (M,) is the rank that scores the pairs of each image, by default m % world_size; image_tokens is asked only
+    for own images.
     """
     wanted = (candidates.of_images | candidates.of_texts).cpu()
     pairs = wanted.nonzero()
-    own = pairs[pairs[:, 0] % world_size() == rank()]
-    scores = gather_rows(score_pairs(model, image_tokens, texts, own, is_probability=is_probability, on_progress=on_progress), "none")
+    owner = torch.arange(len(wanted)) % world_size() if owner is None else owner
+    own = pairs[owner[pairs[:, 0]] == rank()]
+    scores = gather_rows(
+        score_pairs(model, image_tokens, texts, own, is_probability=is_probability, on_progress=on_progress), "none"
+    )
     all_pairs = gather_rows(own.to(scores.device), "none")
     matrix = torch.full(wanted.shape, -torch.inf, device=scores.device)
     return matrix.index_put((all_pairs[:, 0], all_pairs[:, 1]), scores)

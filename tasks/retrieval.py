@@ -8,21 +8,29 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from utils.logger import progress
 
-from dataset.batch import TextBatch
+from dataset.gallery import Gallery, pool_images
 from models.model import Model
+from models.packing import pack, token_rows
 from models.text_encoder import TextState, join_texts
 from tasks.rerank import Candidates, choose_candidates, rerank
-from utils.distributed import gather_rows, is_main, rank, world_size
-from utils.logger import progress
-from utils.metrics import LanguageRanks, Reranked, chance_of_galleries, mean_metrics, recall_metrics, retrieval_metrics, retrieval_ranks
+from utils.distributed import all_reduce_sum, gather_objects, gather_rows, is_main, rank, world_size
+from utils.metrics import (
+    LanguageRanks,
+    Reranked,
+    chance_of_galleries,
+    mean_metrics,
+    recall_metrics,
+    retrieval_metrics,
+    retrieval_ranks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +39,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Gallery:
-    """One set to search: M image paths, T texts with lengths, image_of_text (T,), and how to read images by number."""
-
-    language: str
-    image_paths: list[str]
-    texts: TextBatch
-    captions: list[str]
-    image_of_text: Tensor
-    read_images: Callable[[Sequence[int]], Tensor]
-
-
-@dataclass
-class Encoded:
-    """A gallery after the towers: this rank's image tokens by image number, all embeddings, all texts."""
+class EncodedImages:
+    """All pictures of a split, each encoded once: this rank's tokens (N, V) by row, embeddings (P, E) of all rows."""
 
     tokens: dict[int, Tensor]
-    image_embed: Tensor
-    texts: TextState
+    embed: Tensor
 
 
 class RetrievalEvaluation:
@@ -77,21 +72,27 @@ class RetrievalEvaluation:
         self.config, self.data, self.output_dir = config, data, Path(output_dir)
 
     def __call__(self, model: Model, split: str) -> dict[str, Any]:
-        """Metrics of every set of a split by its name, their mean and the spread of ranks over the sets; {} without data."""
+        """Metrics of every set of a split by its name, their mean and the spread of ranks over the sets; {} without
+        data.
+        """
         sets = self.data.galleries(split)
         if not sets:
             return {}
+        with self.autocast(model):
+            images, rows, sets = self.encode_images(model, sets)
         fused: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         dual: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
-        images, shown = ImageCache(self.config.batch_size_image), []
+        shown = []
         for name, folds in sets.items():
-            for gallery in folds:
-                of_fused, of_dual, queries = self.rank_gallery(model, gallery, images)
+            for number, gallery in enumerate(folds):
+                of_fused, of_dual, queries = self.rank_gallery(model, gallery, images, rows[name][number])
                 fused[name].append(of_fused)
                 dual[name].append(of_dual)
                 shown += queries
         metrics = metrics_of_folds(fused)
-        metrics["chance"] = chance_of_galleries({f"{n}/{k}": fold for n, folds in fused.items() for k, fold in enumerate(folds)})
+        metrics["chance"] = chance_of_galleries(
+            {f"{n}/{k}": fold for n, folds in fused.items() for k, fold in enumerate(folds)}
+        )
         if self.uses_fusion(model):
             metrics["dual_encoder"] = metrics_of_folds(dual)["mean"]
         if split == "test" and shown and is_main():
@@ -102,16 +103,57 @@ class RetrievalEvaluation:
         """Whether candidates are re-ranked."""
         return self.config.score == "fused" and model.has_fusion
 
-    def rank_gallery(self, model: Model, gallery: Gallery, images: ImageCache) -> tuple[LanguageRanks, LanguageRanks, list]:
-        """Ranks with and without re-ranking, and the queries for the report."""
-        device = next(model.parameters()).device
-        with torch.autocast(device.type, _DTYPES.get(self.config.precision), enabled=self.config.precision != "fp32"):
-            encoded = self.encode(model, gallery, images, device)
-            similarity = encoded.image_embed @ encoded.texts.embed.T                              # (M, T)
+    def autocast(self, model: Model) -> torch.autocast:
+        """The precision of the evaluation."""
+        dtype = _DTYPES.get(self.config.precision)
+        return torch.autocast(_device(model).type, dtype, enabled=dtype is not None)
+
+    def encode_images(
+        self, model: Model, sets: dict[str, list[Gallery]]
+    ) -> tuple[EncodedImages, dict[str, list[Tensor]], dict[str, list[Gallery]]]:
+        """Every picture of the split, each gallery's rows in them, and the galleries without unreadable pictures.
+
+        Rank r encodes rows r, r + R, ...; all ranks get all embeddings, tokens stay where they are.
+        """
+        pool, _ = pool_images([gallery for folds in sets.values() for gallery in folds])
+        reader = replace(next(iter(sets.values()))[0], images=pool)
+        tokens, bad = {}, []
+        own = range(rank(), len(pool), world_size())
+        embed = torch.zeros(len(pool), model.config.embed_dim, device=_device(model))
+        for batch in reader.image_batches(list(own), self.config.batch_size_image, self.data.config.num_workers):
+            bad += [pool.keys[row] for row in batch.bad_rows]
+            for problem in batch.skipped:
+                log.warning("skipped %s", problem)
+            if not len(batch.rows):
+                continue
+            state = model.encode_image(batch.images.to(embed.device))
+            embed[batch.rows.to(embed.device)] = state.embed.float()
+            if self.uses_fusion(model):
+                tokens |= dict(zip(batch.rows.tolist(), state.tokens, strict=True))
+        bad_keys = {key for part in gather_objects(bad) for key in part}
+        sets = {name: [_without(gallery, bad_keys) for gallery in folds] for name, folds in sets.items()}
+        place = {key: row for row, key in enumerate(pool.keys)}
+        rows = {
+            name: [torch.tensor([place[key] for key in gallery.image_keys]) for gallery in folds]
+            for name, folds in sets.items()
+        }
+        # Rows of other ranks are zero here, so the sum puts all of them together.
+        return EncodedImages(tokens, all_reduce_sum(embed)), rows, sets
+
+    def rank_gallery(
+        self, model: Model, gallery: Gallery, images: EncodedImages, rows: Tensor
+    ) -> tuple[LanguageRanks, LanguageRanks, list[dict[str, Any]]]:
+        """Ranks with and without re-ranking, and the queries for the report; rows (M,) are the gallery's in
+        `images`.
+        """
+        with self.autocast(model):
+            texts = self.encode_texts(model, gallery)
+            similarity = images.embed[rows.to(images.embed.device)] @ texts.embed.float().T  # (M, T)
             candidates = scores = None
             if self.uses_fusion(model):
-                candidates, scores = self.fuse(model, encoded, similarity, gallery.language)
-        image_of_text = gallery.image_of_text.to(device)
+                candidates, scores = self.fuse(model, images, rows, texts, similarity.float(), gallery.language)
+        similarity = similarity.float()
+        image_of_text = torch.from_numpy(gallery.image_of_text).to(similarity.device)
         dual = retrieval_ranks(similarity, similarity.T, image_of_text)
         fused, order = dual, similarity
         if candidates is not None:
@@ -120,38 +162,54 @@ class RetrievalEvaluation:
             fused = retrieval_ranks(similarity, similarity.T, image_of_text, _whole(i2t), _whole(t2i))
             order = t2i.T
         shown = self.show(gallery, similarity, order, fused[1], dual[1]) if self.is_shown(gallery) else []
-        as_ranks = lambda sides: LanguageRanks(sides[0].cpu(), sides[1].cpu(), gallery.image_of_text, gallery.image_paths)  # noqa: E731
-        return as_ranks(fused), as_ranks(dual), shown
+        return _as_ranks(fused, gallery), _as_ranks(dual, gallery), shown
 
-    def encode(self, model: Model, gallery: Gallery, images: ImageCache, device: torch.device) -> Encoded:
-        """Images m with m % world_size == rank and a share of the texts on every rank; embeddings and texts are exchanged."""
-        tokens, embed = images.encode(model, gallery, device, keep_tokens=self.uses_fusion(model))
-        own = list(range(rank(), len(gallery.texts), world_size()))
-        states = [self._encode_texts(model, gallery.texts, own, device)]
-        if world_size() > 1:
-            states = [_exchange(states[0], len(gallery.texts), gallery.texts.lengths)]
-        return Encoded(tokens, embed, states[0])
+    def encode_texts(self, model: Model, gallery: Gallery) -> TextState:
+        """All texts of a gallery in its order; rank r encodes texts r, r + R, ... and the rest comes from the
+        others.
+        """
+        own, states, numbers, lengths = list(range(rank(), gallery.num_texts, world_size())), [], [], []
+        for rows, batch in gallery.text_batches(own, self.config.batch_size_text):
+            states.append(model.encode_text(batch.ids.to(_device(model)), batch.lengths))
+            numbers += rows
+            lengths += batch.lengths
+        if world_size() == 1:
+            return _in_order(join_texts(states), numbers)
+        longest = max(max(part, default=1) for part in gather_objects(lengths))
+        state = join_texts(states) if states else None
+        padded = (
+            torch.zeros(0, longest, model.text_encoder.width, device=_device(model))
+            if state is None
+            else state.padded(longest)
+        )
+        embed = torch.zeros(0, model.config.embed_dim, device=_device(model)) if state is None else state.embed
+        everyone = [
+            (number, length)
+            for part in gather_objects(list(zip(numbers, lengths, strict=True)))
+            for number, length in part
+        ]
+        packing = pack([length for _, length in everyone], padded.device)
+        tokens = gather_rows(padded.float(), "none").flatten(0, 1)[token_rows(packing, longest)]
+        joined = TextState(tokens, packing, gather_rows(embed.float(), "none"))
+        return _in_order(joined, [number for number, _ in everyone])
 
-    def _encode_texts(self, model: Model, texts: TextBatch, own: list[int], device: torch.device) -> TextState:
-        """The texts `own` in blocks of similar length, joined again in their order."""
-        by_length = sorted(own, key=lambda text: texts.lengths[text])
-        size, states = self.config.batch_size_text, []
-        for start in range(0, len(by_length), size):
-            block = by_length[start : start + size]
-            lengths = [texts.lengths[text] for text in block]
-            states.append(model.encode_text(texts.ids[block, : max(lengths)].to(device), lengths))
-        place = {text: number for number, text in enumerate(by_length)}
-        return join_texts(states).select(torch.tensor([place[text] for text in own]))
-
-    def fuse(self, model: Model, encoded: Encoded, similarity: Tensor, language: str) -> tuple[Candidates, Tensor]:
+    def fuse(
+        self, model: Model, images: EncodedImages, rows: Tensor, texts: TextState, similarity: Tensor, language: str
+    ) -> tuple[Candidates, Tensor]:
         """Candidates of both directions and the scores (M, T) that re-rank them."""
         wanted = self.config.num_candidates
         if wanted > min(similarity.shape):
-            log.info("%s: %d candidates asked for, the gallery of %d x %d is re-ranked whole", language, wanted, *similarity.shape)
+            log.info(
+                "%s: %d candidates asked for, the gallery of %d x %d is re-ranked whole",
+                language,
+                wanted,
+                *similarity.shape,
+            )
         candidates = choose_candidates(similarity, wanted)
+        read = lambda own: torch.stack([images.tokens[row] for row in rows[own].tolist()])  # noqa: E731
         total = int((candidates.of_images | candidates.of_texts).sum()) // world_size()
         with progress(total, f"re-rank {language}") as bar:
-            scores = rerank(model, lambda own: torch.stack([encoded.tokens[m] for m in own]), encoded.texts, candidates, on_progress=bar.update)
+            scores = rerank(model, read, texts, candidates, owner=rows % world_size(), on_progress=bar.update)
         return candidates, scores + self.config.similarity_weight * similarity / model.temperature.value
 
     def is_shown(self, gallery: Gallery) -> bool:
@@ -159,25 +217,31 @@ class RetrievalEvaluation:
         chosen = self.config.report_languages
         return self.config.report_queries > 0 and (not chosen or gallery.language in chosen)
 
-    def show(self, gallery: Gallery, similarity: Tensor, order: Tensor, fused: Tensor, dual: Tensor) -> list[dict[str, Any]]:
+    def show(
+        self, gallery: Gallery, similarity: Tensor, order: Tensor, fused: Tensor, dual: Tensor
+    ) -> list[dict[str, Any]]:
         """The first queries with their five best images, for the report."""
         queries = []
-        step = max(1, len(gallery.captions) // self.config.report_queries)
-        for text in range(0, len(gallery.captions), step)[: self.config.report_queries]:
+        step = max(1, gallery.num_texts // self.config.report_queries)
+        for text in range(0, gallery.num_texts, step)[: self.config.report_queries]:
             ranked = sorted(range(len(similarity)), key=lambda m: (-float(order[m, text]), -float(similarity[m, text])))
             right = int(gallery.image_of_text[text])
             answers = [
-                {"image": gallery.image_paths[m], "right": m == right, "score": _finite(order[m, text], similarity[m, text])}
+                {
+                    "image": gallery.image_keys[m],
+                    "right": m == right,
+                    "score": _finite(order[m, text], similarity[m, text]),
+                }
                 for m in ranked[:5]
             ]
             queries.append(
                 {
                     "language": gallery.language,
-                    "text": gallery.captions[text],
+                    "text": gallery.texts[text],
                     "answers": answers,
                     "rank": int(fused[text]),
                     "dual_rank": int(dual[text]),
-                    "right_image": gallery.image_paths[right],
+                    "right_image": gallery.image_keys[right],
                 }
             )
         return queries
@@ -195,7 +259,9 @@ class RetrievalEvaluation:
 
 
 def metrics_of_folds(ranks: dict[str, list[LanguageRanks]]) -> dict[str, Any]:
-    """Metrics by set; the recall of a set in folds is the mean of its folds, spreads and medians are over all instances."""
+    """Metrics by set; the recall of a set in folds is the mean of its folds, spreads and medians are over all
+    instances.
+    """
     metrics = retrieval_metrics({name: _join(folds) for name, folds in ranks.items()})
     for name, folds in ranks.items():
         metrics[name] = mean_metrics([recall_metrics(fold.image_to_text, fold.text_to_image) for fold in folds])
@@ -213,48 +279,22 @@ def _join(folds: list[LanguageRanks]) -> LanguageRanks:
     return LanguageRanks(*sides, torch.cat(image_of_text), paths)
 
 
-class ImageCache:
-    """Images of the galleries of one split, encoded once however many languages ask for them."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._paths: list[str] | None = None
-        self._encoded: tuple[dict[int, Tensor], Tensor] | None = None
-
-    def encode(self, model: Model, gallery: Gallery, device: torch.device, *, keep_tokens: bool) -> tuple[dict[int, Tensor], Tensor]:
-        """Tokens (N, V) of this rank's images by number, and embeddings (M, E) of all images."""
-        if self._paths == gallery.image_paths:
-            return self._encoded
-        own = list(range(rank(), len(gallery.image_paths), world_size()))
-        tokens, embeds = {}, []
-        for start in range(0, len(own), self.batch_size):
-            block = own[start : start + self.batch_size]
-            state = model.encode_image(gallery.read_images(block).to(device))
-            embeds.append(state.embed)
-            if keep_tokens:
-                tokens |= dict(zip(block, state.tokens, strict=True))
-        embed = torch.cat(embeds) if embeds else torch.zeros(0, model.config.embed_dim, device=device)
-        self._paths, self._encoded = gallery.image_paths, (tokens, _interleave(embed, len(gallery.image_paths)))
-        return self._encoded
+def _device(model: Model) -> torch.device:
+    return model.temperature.value.device
 
 
-def _interleave(own: Tensor, total: int) -> Tensor:
-    """Rows of all ranks, where rank r holds rows r, r + R, ...: (total, ...)."""
-    if world_size() == 1:
-        return own
-    stacked = gather_rows(own, "none")
-    order = torch.cat([torch.arange(r, total, world_size()) for r in range(world_size())]).to(own.device)
-    return torch.empty_like(stacked).index_copy_(0, order, stacked)
+def _without(gallery: Gallery, bad_keys: set[str]) -> Gallery:
+    return gallery.without([row for row, key in enumerate(gallery.image_keys) if key in bad_keys])
 
 
-def _exchange(state: TextState, total: int, lengths: list[int]) -> TextState:
-    """The texts of all ranks, where rank r holds texts r, r + R, ..."""
-    from models.packing import pack, token_rows
+def _in_order(state: TextState, numbers: list[int]) -> TextState:
+    """The texts in the gallery's order; text k of the state has number numbers[k]."""
+    place = torch.tensor(numbers).argsort()
+    return state.select(place)
 
-    padded = state.padded(max(lengths))
-    every = _interleave(padded, total)
-    packing = pack(lengths, every.device)
-    return TextState(every.flatten(0, 1)[token_rows(packing, every.shape[1])], packing, _interleave(state.embed, total))
+
+def _as_ranks(sides: tuple[Tensor, Tensor], gallery: Gallery) -> LanguageRanks:
+    return LanguageRanks(sides[0].cpu(), sides[1].cpu(), torch.from_numpy(gallery.image_of_text), gallery.image_keys)
 
 
 def _whole(scores: Tensor) -> Reranked:

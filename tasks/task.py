@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Task(nn.Module):
     """What is trained and evaluated: a model, its objectives and its data.
 
-    The trainer, DDP and FSDP2 know nothing else. Everything that must survive a resume besides weights (momentum copies, queues) is a
-    buffer or a parameter of the task.
+    The trainer, DDP and FSDP2 know nothing else. Everything that must survive a resume besides weights (momentum
+    copies, queues) is a buffer or a parameter of the task.
     """
 
     headline = ""
@@ -24,11 +24,15 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def train_loader(self, rank: int, world_size: int) -> Any:
-        """An iterable with length, `state_dict` and `load_state_dict`: this rank's batches of an epoch, from where it stands."""
+        """An iterable with length, `state_dict` and `load_state_dict`: this rank's batches of an epoch, from where it
+        stands.
+        """
         raise NotImplementedError
 
     def evaluate(self, split: str) -> dict[str, Any]:
-        """The tree of metrics of `val` or `test`; called on all ranks, which get equal trees. {} if the split has no data."""
+        """The tree of metrics of `val` or `test`; called on all ranks, which get equal trees. {} if the split has no
+        data.
+        """
         raise NotImplementedError
 
     def headline_value(self, metrics: dict[str, Any]) -> float:

@@ -16,7 +16,14 @@ VOCAB, WIDTH = 60, 16
 
 def model_tree(**changes: Any) -> dict[str, Any]:
     return {
-        "image_encoder": {"name": "vit", "image_size": 32, "patch_size": 16, "width": 24, "num_layers": 1, "num_heads": 2},
+        "image_encoder": {
+            "name": "vit",
+            "image_size": 32,
+            "patch_size": 16,
+            "width": 24,
+            "num_layers": 1,
+            "num_heads": 2,
+        },
         "text_encoder": {
             "name": "bert",
             "vocab_size": VOCAB,
@@ -62,4 +69,6 @@ def make_batch(lengths: list[int], num_images: int, seed: int = 0) -> ImageTextB
     targets[positions[:, 0] == positions[:, 1], 1] = -100
     masked = MaskedText(ids.scatter(1, positions, VOCAB - 1), positions, targets)
     texts = TextBatch(ids, lengths)
-    return ImageTextBatch(images, torch.arange(num_images), texts, image_of_text, torch.zeros_like(image_of_text), masked)
+    return ImageTextBatch(
+        images, torch.arange(num_images), texts, image_of_text, torch.zeros_like(image_of_text), masked
+    )

@@ -1,4 +1,6 @@
-"""Public weights give the numbers of their own libraries: Hugging Face text models, timm towers, window and grid changes."""
+"""Public weights give the numbers of their own libraries: Hugging Face text models, timm towers, window and grid
+changes.
+"""
 
 import pytest
 import timm
@@ -74,7 +76,9 @@ def test_swin_survives_the_way_to_the_original_layout_and_back():
 def test_shifted_window_mask_equals_the_one_that_timm_computes():
     tower = Swin(build(Swin.Config, SWIN))
     torch.testing.assert_close(swin.shifted_window_mask(8, 4), tower.backbone.layers[1].blocks[1].attn_mask)
-    torch.testing.assert_close(swin.relative_position_index(4), tower.backbone.layers[0].blocks[0].attn.relative_position_index)
+    torch.testing.assert_close(
+        swin.relative_position_index(4), tower.backbone.layers[0].blocks[0].attn.relative_position_index
+    )
 
 
 def test_timm_swin_file_loads_into_another_window():
@@ -90,9 +94,19 @@ def test_clip_layout_gives_the_numbers_of_hugging_face():
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
-    config = CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
+    config = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )
     theirs = CLIPVisionModel(config).eval()
-    image = {"name": "vit", "image_size": 32, "patch_size": 16, "width": 24, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2.0}
+    image = {
+        "name": "vit",
+        "image_size": 32,
+        "patch_size": 16,
+        "width": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+    }
     image |= {"is_clip": True, "layer_norm_eps": 1e-5, "final_norm": False}
     ours = ViT(build(ViT.Config, image)).eval()
     state = {n: v for n, v in vit.to_timm(theirs.state_dict(), image).items() if not n.startswith("norm.")}
@@ -110,7 +124,15 @@ def test_positions_keep_the_class_token_and_reach_the_new_grid():
 
 
 def test_clip_tower_is_written_back_key_by_key():
-    image = {"name": "vit", "image_size": 32, "patch_size": 16, "width": 24, "num_layers": 1, "num_heads": 2, "is_clip": True}
+    image = {
+        "name": "vit",
+        "image_size": 32,
+        "patch_size": 16,
+        "width": 24,
+        "num_layers": 1,
+        "num_heads": 2,
+        "is_clip": True,
+    }
     tower = ViT(build(ViT.Config, image)).backbone.state_dict()
     written = vit.to_clip(tower, image)
     back = vit.to_timm(written, image)

@@ -41,7 +41,9 @@ def test_selected_texts_keep_their_tokens_and_may_repeat(on_host):
 def replace_mask(packing):
     import dataclasses
 
-    return dataclasses.replace(packing, key_mask=torch.ones(len(packing.lengths), max(packing.lengths), dtype=torch.bool))
+    return dataclasses.replace(
+        packing, key_mask=torch.ones(len(packing.lengths), max(packing.lengths), dtype=torch.bool)
+    )
 
 
 def test_joined_packings_list_every_text_once():

@@ -33,7 +33,9 @@ def test_match_logits_equal_those_of_repeated_images(is_training):
     texts = model.encode_text(ids, LENGTHS)
     logits = model.match_logits(texts, model.project_images(tokens), image_of_text)
     hidden = plain.encode_text(model.text_encoder, ids, mask)
-    torch.testing.assert_close(logits, plain.match_logits(model, hidden, mask, tokens[image_of_text]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits, plain.match_logits(model, hidden, mask, tokens[image_of_text]), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_texts_attended_once_give_the_same_logits():
@@ -71,7 +73,9 @@ def test_masked_word_loss_and_its_gradients_equal_the_plain_ones():
     assert lean.item() == pytest.approx(full.item(), abs=1e-5)
     parameters = dict(model.text_fusion.named_parameters(), word=model.text_encoder.word.weight)
     lean_gradients = torch.autograd.grad(lean, list(parameters.values()), retain_graph=True)
-    for name, found, expected in zip(parameters, lean_gradients, torch.autograd.grad(full, list(parameters.values())), strict=True):
+    for name, found, expected in zip(
+        parameters, lean_gradients, torch.autograd.grad(full, list(parameters.values())), strict=True
+    ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 

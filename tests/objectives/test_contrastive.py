@@ -98,9 +98,17 @@ def _exact_gather(rank: int, counts: list[int], captions: int) -> None:
     temperature = torch.tensor(0.07, requires_grad=True)
     ids = torch.arange(total)
     text_ids = ids.repeat_interleave(captions)
-    loss = sum(gathered_contrastive_losses(image, text, temperature, ids[own], text_ids[own_text], gather="exact", is_mean=False))
+    loss = sum(
+        gathered_contrastive_losses(
+            image, text, temperature, ids[own], text_ids[own_text], gather="exact", is_mean=False
+        )
+    )
     loss.backward()
-    whole = [all_image.clone().requires_grad_(), all_text.clone().requires_grad_(), torch.tensor(0.07, requires_grad=True)]
+    whole = [
+        all_image.clone().requires_grad_(),
+        all_text.clone().requires_grad_(),
+        torch.tensor(0.07, requires_grad=True),
+    ]
     expected = sum(contrastive_losses(*whole, Positives(ids, text_ids, is_mean=False)))
     expected.backward()
     mean = torch.stack([loss.detach(), temperature.grad])

@@ -29,4 +29,6 @@ def test_full_size_checkpoint_has_the_original_s_keys_and_shapes(name):
     with torch.device("meta"):
         model = Model(build(Model.Config, tree))
     written = to_original(model.state_dict(), to_tree(model.config), f"ccrk_{stage}")
-    assert {key: list(value.shape) for key, value in written.items()} == {key: value[0] for key, value in expected.items()}
+    assert {key: list(value.shape) for key, value in written.items()} == {
+        key: value[0] for key, value in expected.items()
+    }

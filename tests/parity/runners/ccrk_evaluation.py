@@ -16,7 +16,9 @@ from utils.metrics import Reranked, mean_rank_spread, recall_metrics, retrieval_
 NOT_RERANKED = -100.0
 
 
-def two_stage_scores(model: Model, tokens: Tensor, image_embed: Tensor, ids: Tensor, mask: Tensor, k: int) -> tuple[Tensor, ...]:
+def two_stage_scores(
+    model: Model, tokens: Tensor, image_embed: Tensor, ids: Tensor, mask: Tensor, k: int
+) -> tuple[Tensor, ...]:
     """similarity (M, T) and both directions' matrices with -100 where the original does not re-rank."""
     texts = model.encode_text(ids, mask.sum(dim=1).tolist())
     similarity = image_embed @ texts.embed.T
@@ -68,7 +70,9 @@ def check_ranks(config: dict, outputs: dict[str, Tensor], ranks: dict) -> None:
             for name, found in (("rank_tr", image_to_text), ("rank_ir", text_to_image)):
                 expected = outputs.get(f"{mode}/{language}/{name}")
                 assert expected is None or torch.equal(found.double(), expected.double()), f"{mode}/{language}/{name}"
-            check_metrics(config["expected"].get(f"{mode}/{language}/metrics"), recall_metrics(image_to_text, text_to_image), mode)
+            check_metrics(
+                config["expected"].get(f"{mode}/{language}/metrics"), recall_metrics(image_to_text, text_to_image), mode
+            )
         for place, name in ((0, "mrv_tr"), (1, "mrv_ir")):
             expected = config["expected"].get(f"{mode}/{name}")
             if expected is not None:
@@ -89,7 +93,9 @@ def check_several_captions(case, model: Model, images) -> None:
     check_scores(outputs, "multi_rerank_top_k", i2t, t2i)
     image_of_text = inputs["multi/txt2img"]
     check_metrics(
-        expected.get("multi_dual_encoder/metrics"), recall_metrics(*retrieval_ranks(similarity, similarity.T, image_of_text)), "multi"
+        expected.get("multi_dual_encoder/metrics"),
+        recall_metrics(*retrieval_ranks(similarity, similarity.T, image_of_text)),
+        "multi",
     )
     reranked = retrieval_ranks(similarity, similarity.T, image_of_text, dense(i2t), dense(t2i))
     found = recall_metrics(*reranked)

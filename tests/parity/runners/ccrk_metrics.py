@@ -26,7 +26,7 @@ def run_recall_and_spread(case: pathlib.Path) -> None:
     for key, value in expected["metrics"].items():
         _check(metrics[key], value, key)
 
-    rank_per_language = torch.stack([value for key, value in inputs.items() if key.startswith("rank/")])    # (L, N)
+    rank_per_language = torch.stack([value for key, value in inputs.items() if key.startswith("rank/")])  # (L, N)
     spread = mean_rank_spread(rank_per_language)
     _check(spread, expected["mrv"], "mrv in config.json")
     _check(spread, load_file(case / "outputs.safetensors")["mrv"].item(), "mrv in outputs.safetensors")

@@ -16,7 +16,15 @@ from objectives.contrastive import Contrastive, OneToK, gathered_contrastive_los
 from objectives.masked_lm import masked_language_loss
 from objectives.matching import match_logits, match_loss, negative_weights
 from objectives.step import Step, positive_text_weights
-from tests.parity.runners.common import GRADIENT_TOLERANCE, Case, assert_close, assert_gradient, assert_loss, read_case, run_on_ranks
+from tests.parity.runners.common import (
+    GRADIENT_TOLERANCE,
+    Case,
+    assert_close,
+    assert_gradient,
+    assert_loss,
+    read_case,
+    run_on_ranks,
+)
 from utils.config import build
 
 
@@ -76,7 +84,9 @@ def text_batch(ids: Tensor, attention_mask: Tensor) -> TextBatch:
     return TextBatch(ids, attention_mask.sum(dim=1).tolist())
 
 
-def make_step(model: Model, images: Tensor, ids: Tensor, mask: Tensor, captions: int, image_id: Tensor | None = None) -> Step:
+def make_step(
+    model: Model, images: Tensor, ids: Tensor, mask: Tensor, captions: int, image_id: Tensor | None = None
+) -> Step:
     num_images = len(images)
     batch = ImageTextBatch(
         images=images,
@@ -92,8 +102,14 @@ def gradient_norms(model: Model, tree: dict[str, Any], loss: Tensor, stage: str)
     """Norm of the gradient of every parameter under its original name; a tied tensor counts once."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    state = {name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, parameters, gradients, strict=True)}
-    return {name: value.norm() for name, value in cclm_weights.to_checkpoint(state, tree, stage).items() if value.is_floating_point()}
+    state = {
+        name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, parameters, gradients, strict=True)
+    }
+    return {
+        name: value.norm()
+        for name, value in cclm_weights.to_checkpoint(state, tree, stage).items()
+        if value.is_floating_point()
+    }
 
 
 def check_gradients(case: Case, model: Model, tree: dict[str, Any], loss: Tensor, stage: str, prefix: str) -> None:
@@ -171,7 +187,9 @@ def matching_and_words(case: Case, step: Step, positive: Tensor) -> dict[str, Te
     if "itm_logits" in outputs:
         assert_close(logits, outputs["itm_logits"], "itm_logits")
     masked = MaskedText(inputs["text_ids_masked"], inputs["masked_pos"], inputs["masked_ids"])
-    words = masked_language_loss(step, masked.ids[positive], masked.positions[positive], masked.targets[positive], positive)
+    words = masked_language_loss(
+        step, masked.ids[positive], masked.positions[positive], masked.targets[positive], positive
+    )
     if "mlm_logits" in outputs:
         check_word_logits(step, masked, positive, outputs["mlm_logits"])
     return {"loss_hitm": match_loss(logits, torch.ones(len(logits), dtype=torch.bool)), "loss_hmlm": words}
@@ -248,7 +266,10 @@ def load_pretrain_to_finetune(folder: Path) -> None:
 def init_from_public_weights(folder: Path) -> None:
     case = read_case(folder)
     tree = model_tree(case.config, "pretrain")
-    public = {kind: {n.removeprefix(f"{kind}/"): v for n, v in case.inputs.items() if n.startswith(f"{kind}/")} for kind in ("swin", "xlmr")}
+    public = {
+        kind: {n.removeprefix(f"{kind}/"): v for n, v in case.inputs.items() if n.startswith(f"{kind}/")}
+        for kind in ("swin", "xlmr")
+    }
     ours = bert.from_public(public["xlmr"], tree)
     tower = swin.to_timm(public["swin"], tree["image_encoder"])
     ours |= {f"image_encoder.backbone.{name}": value for name, value in tower.items()}
@@ -297,7 +318,10 @@ def _contrastive_rank(rank: int, folder: Path) -> None:
         divisor = case.config.get("need_divm", 0) or captions
         loss = sum(sides) / 2 / (1 if variant == "finetune_idx" or divisor < 0 else divisor)
         loss.backward()
-        expected = {name: case.outputs[f"{variant}/{name}/rank{rank}"] for name in ("loss", "grad_temp", "grad_image_feat", "grad_text_feat")}
+        expected = {
+            name: case.outputs[f"{variant}/{name}/rank{rank}"]
+            for name in ("loss", "grad_temp", "grad_image_feat", "grad_text_feat")
+        }
         assert_loss(loss, expected["loss"], f"{variant}/loss")
         assert_close(temperature.grad, expected["grad_temp"], f"{variant}/grad_temp")
         assert_close(image.grad, expected["grad_image_feat"], f"{variant}/grad_image_feat")
