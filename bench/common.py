@@ -1,6 +1,6 @@
 """What every benchmark shares: interleaved timing, peak memory, caption lengths, and the row that it ends in.
 
-A program module has ROWS: name of the row -> function(options) that checks that both ways agree and returns its Results.
+A program module has ROWS: name of the row -> function(options) that checks that both ways agree and returns Results.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Disagreement(AssertionError):
 
 def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
     """The largest difference in words; raises Disagreement above `tolerance`."""
-    difference = float((found.float() - expected.float()).abs().max())
+    difference = float((found.detach().float() - expected.detach().float()).abs().max())
     if not difference <= tolerance:
         raise Disagreement(f"{what}: largest difference {difference:.2e}, allowed {tolerance:.0e}")
     return f"{what} within {difference:.0e}"
@@ -81,7 +81,7 @@ def rate(count: int, seconds: Sequence[float], unit: str) -> str:
 
 
 def extra_memory(way: Callable[[], object]) -> int:
-    """Bytes that `way` needs at its peak beyond what is held when it starts (resident set, sampled every half millisecond)."""
+    """Bytes that `way` holds at its peak beyond those held at its start (resident set, sampled twice a millisecond)."""
     gc.collect()
     before, peak, is_done = _resident(), 0, threading.Event()
 
@@ -106,7 +106,7 @@ def _resident() -> int:
 
 
 def caption_lengths(count: int, mean: float, longest: int, seed: int = 0) -> list[int]:
-    """Token counts of captions: right-skewed like real ones, between 5 and `longest`, with the given mean before clipping."""
+    """Token counts of captions: right-skewed like real ones, 5 to `longest`, with the given mean before clipping."""
     generator = torch.Generator().manual_seed(seed)
     # The sum of four exponentials has the shape of caption lengths; 5 is <s>, </s> and a short noun phrase.
     draws = -torch.rand(count, 4, generator=generator).clamp_min(1e-6).log().sum(dim=1) / 4
