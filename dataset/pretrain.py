@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dataset.bad_records import BadRecords
 from dataset.batch import ImageTextBatch, Skipped
 from dataset.files import BadRecord, DataError
+from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery
 from dataset.readers import Records
 from dataset.samples import (
     Preprocessing,
@@ -56,6 +58,11 @@ class CaptionedImages:
             found = ", ".join(self.languages)
             raise DataError(f"caption_num is {config.caption_num}, but {config.files[0]} has only {found}")
 
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Nothing is read before it is asked for, so nothing is left out yet."""
+        return []
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -66,7 +73,7 @@ class CaptionedImages:
         """The picture of a record with its captions; all chance comes from the generator."""
         record = self.records.read(index)
         captions = self._captions(record, generator)
-        value = find_image(record, self.config.image_key)
+        value = _as_value(find_image(record, self.config.image_key))
         data = read_image(value, self.config.image_root, self.preprocessing.files)
         texts = self.preprocessing.encode(list(captions.values()))
         return Sample(
@@ -79,6 +86,30 @@ class CaptionedImages:
 
     def collate(self, samples: list[Sample], skipped: list[Skipped]) -> ImageTextBatch:
         return collate_samples(samples, skipped, self.preprocessing.tokenizer.pad_id)
+
+    def galleries(self, bad_records: BadRecords, num_threads: int = 1) -> dict[str, list[Gallery]]:
+        """One gallery per language: the pictures that have a caption in it."""
+        items: dict[str, dict[str, GalleryItem]] = {language: {} for language in self.languages}
+        skipped = []
+        for number in range(len(self.records)):
+            try:
+                record = self.records.read(number)
+                captions = captions_by_language(record, self.config.caption_key, None)
+                path = image_key(_as_value(find_image(record, self.config.image_key)))
+                for language in self.languages:
+                    if language in captions:
+                        caption = clean(captions[language], self.preprocessing.max_words)
+                        items[language].setdefault(path, GalleryItem(path, number)).captions.append(caption)
+            except BadRecord as error:
+                skipped.append(Skipped(error.where or self.records.where(number), error.reason, error.detail))
+        bad_records.add(len(self.records), skipped)
+        reader = ImageReader(self.read_image, self.where, self.preprocessing, bad_records, num_threads)
+        return {name: [build_gallery(name, found.values(), reader)] for name, found in items.items() if found}
+
+    def read_image(self, index: int) -> bytes:
+        """The encoded picture of a record."""
+        value = find_image(self.records.read(index), self.config.image_key)
+        return read_image(value, self.config.image_root, self.preprocessing.files)
 
     def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[int, str]:
         """Cleaned captions by language number, in the order of the languages."""
@@ -109,6 +140,12 @@ def find_image(record: dict[str, Any], key: str) -> Any:
         if record.get(name):
             return record[name]
     raise BadRecord("missing image", f"field '{key}' is missing; found: {', '.join(map(str, record)) or 'none'}")
+
+
+def _as_value(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRecord("missing image", f"found {type(value).__name__}; allowed: path or base64")
+    return value
 
 
 def captions_by_language(record: dict[str, Any], key: str, generator: np.random.Generator | None) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def stable_id(key: str) -> int:
 
 
 def image_key(value: str) -> str:
-    """What tells pictures apart without opening them: a normalised path, or the base64 itself."""
-    return value if is_base64(value) else os.path.normpath(value)
+    """What tells pictures apart without opening them: a normalised path, or a number made from the base64."""
+    return f"base64:{stable_id(value)}" if is_base64(value) else os.path.normpath(value)
 
 
 def mask_texts(

@@ -25,6 +25,8 @@ CROP_ATTEMPTS = 10
 class Transform(Protocol):
     """What a data set needs to know of a transform."""
 
+    image_size: int
+
     def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray: ...
 
 
@@ -156,7 +158,7 @@ class Shift:
                 raise ValueError(f"max_shift must be at least 0 and fill three values 0-255; found {self}")
 
     def __init__(self, config: Config, image_size: int) -> None:
-        self.config, self.resize = config, Resize(Resize.Config(), image_size)
+        self.config, self.image_size, self.resize = config, image_size, Resize(Resize.Config(), image_size)
 
     def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray:
         """(3, S, S) uint8 of an encoded picture."""

@@ -1,0 +1,147 @@
+"""The data section of a configuration, and the loader and galleries that it describes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image
+
+from dataset import DATASETS, TRANSFORMS
+from dataset.bad_records import BadRecords
+from dataset.files import BadRecord, DataError
+from dataset.gallery import Gallery, ImageReader
+from dataset.loader import Loader
+from dataset.readers import list_files
+from dataset.samples import Preprocessing
+from dataset.text import SkipgramMasker, load_tokenizer
+from dataset.transforms import AugmentedCrop, Resize
+
+THUMBNAIL_SIZE = 96
+
+
+@dataclass
+class DataConfig:
+    """What is read, how words and pictures become numbers, and in which amounts. Batch sizes count all processes."""
+
+    tokenizer: str  # Hugging Face folder, tokenizer.json[.gz], vocab.txt or *.model
+    train: Annotated[Any, DATASETS] | None = None
+    val: Annotated[Any, DATASETS] | None = None
+    test: Annotated[Any, DATASETS] | None = None
+    translated_test: Annotated[Any, DATASETS] | None = None  # the test captions in English, for --gmt
+    languages: list[str] = field(default_factory=list)  # evaluate only these; none: all that the files have
+    train_transform: Annotated[Any, TRANSFORMS] = field(default_factory=AugmentedCrop.Config)
+    test_transform: Annotated[Any, TRANSFORMS] = field(default_factory=Resize.Config)
+    mask: SkipgramMasker.Config = field(default_factory=SkipgramMasker.Config)
+    batch_size: int = 128
+    max_tokens: int = 40
+    max_words: int = 40
+    truncate: bool = True  # False keeps training captions whole, as Multi30K and MSCOCO fine-tuning do
+    drop_last: bool = True
+    num_workers: int = 0
+    max_bad_share: float = 0.01
+    cache_dir: str = "~/.cache/rosetta-vl/index"  # line indices; empty keeps them in memory
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must be in [0, 1], found {self.max_bad_share}")
+
+
+class Data:
+    """The parts of a data section, built when they are asked for; a wrong tokenizer or file name shows at once."""
+
+    def __init__(self, config: DataConfig, *, image_size: int, seed: int, has_masks: bool = False) -> None:
+        self.config, self.image_size, self.seed, self.has_masks = config, image_size, seed, has_masks
+        self.tokenizer = load_tokenizer(config.tokenizer)
+        self._galleries: dict[str, dict[str, list[Gallery]]] = {}
+        self._places: dict[str, tuple[ImageReader, int]] = {}
+
+    def check(self, splits: tuple[str, ...] = ("train", "val", "test")) -> None:
+        """Raise if a file that these splits name does not exist."""
+        files = Preprocessing(self.tokenizer, None).files
+        for section in filter(None, (getattr(self.config, split) for split in splits)):
+            by_language = section.files if isinstance(section.files, dict) else {"": section.files}
+            for paths in by_language.values():
+                list_files([paths] if isinstance(paths, str) else paths, files)
+
+    @property
+    def train_languages(self) -> list[str]:
+        """The languages that `language_of_text` of a batch counts."""
+        return self._dataset("train").languages
+
+    def train_loader(self, rank: int = 0, world_size: int = 1, *, pin_memory: bool = False) -> Loader:
+        """This rank's batches of the training set."""
+        dataset = self._dataset("train")
+        loader = Loader(
+            dataset,
+            batch_size=self.config.batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            num_workers=self.config.num_workers,
+            drop_last=self.config.drop_last,
+            max_bad_share=self.config.max_bad_share,
+            pin_memory=pin_memory,
+        )
+        self._count(dataset, loader.bad_records)
+        return loader
+
+    def galleries(self, split: str) -> dict[str, list[Gallery]]:
+        """The folds (mostly one) of every language of a split; {} if the split is not configured."""
+        if getattr(self.config, split) is None:
+            return {}
+        if split not in self._galleries:
+            dataset, bad_records = self._dataset(split), BadRecords(self.config.max_bad_share)
+            self._count(dataset, bad_records)
+            found = dataset.galleries(bad_records, self.config.num_workers)
+            missing = [language for language in self.config.languages if language not in found]
+            if missing:
+                raise DataError(f"data.{split} has no {', '.join(missing)}; found: {', '.join(found)}")
+            self._galleries[split] = {name: found[name] for name in self.config.languages or found}
+        for gallery in (fold for folds in self._galleries[split].values() for fold in folds):
+            self._places.update({p: (gallery.reader, r) for p, r in zip(gallery.image_paths, gallery.records)})
+        return self._galleries[split]
+
+    def thumbnail(self, path: str) -> str:
+        """A picture of the galleries read last as a small data URI; empty if it cannot be read."""
+        reader, record = self._places[path]
+        small = Resize(Resize.Config(), THUMBNAIL_SIZE)
+        try:
+            pixels = small(reader.read(record))
+        except BadRecord:
+            return ""
+        packed = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(packed, "JPEG", quality=80)
+        return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+
+    def _count(self, dataset: Any, bad_records: BadRecords) -> None:
+        """Enter what reading the files has left out; raises if that is too much already."""
+        if dataset.skipped:
+            bad_records.add(len(dataset) + len(dataset.skipped), dataset.skipped)
+            bad_records.end_epoch()
+            bad_records.start_epoch()
+
+    def _dataset(self, split: str) -> Any:
+        section = getattr(self.config, split)
+        if section is None:
+            raise ValueError(f"data.{split} is missing; it names the data set")
+        is_training = split == "train"
+        transform = self.config.train_transform if is_training else self.config.test_transform
+        masker = SkipgramMasker(self.config.mask, self.tokenizer.mask_id, self.tokenizer.vocab_size)
+        preprocessing = Preprocessing(
+            tokenizer=self.tokenizer,
+            transform=TRANSFORMS.load(transform.name)(transform, self.image_size),
+            max_tokens=self.config.max_tokens,
+            max_words=self.config.max_words,
+            truncate=self.config.truncate or not is_training,
+            masker=masker if is_training and self.has_masks else None,
+            cache_dir=str(Path(self.config.cache_dir).expanduser()) if self.config.cache_dir else None,
+        )
+        return DATASETS.load(section.name)(section, preprocessing)

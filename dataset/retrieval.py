@@ -1,0 +1,257 @@
+"""Picture-caption files for retrieval: pairs to train on, and one gallery per language to evaluate on.
+
+Three layouts are known: {caption, image, image_id} (Multi30K, MSCOCO), xFlickr&CO's and WIT's lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dataset.bad_records import BadRecords
+from dataset.batch import ImageTextBatch, Skipped
+from dataset.files import BadRecord, DataError
+from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery, split_folds
+from dataset.readers import Records
+from dataset.samples import (
+    Preprocessing,
+    Sample,
+    clean,
+    collate_samples,
+    image_key,
+    mask_texts,
+    read_image,
+    stable_id,
+)
+
+UNKNOWN_LANGUAGE = "und"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record, read: its picture as a path or base64, who shares the picture, and its captions.
+
+    `image_id` joins pairs in training; `gallery_key`, the path where there is one, aligns pictures across languages.
+    """
+
+    image: str
+    root: str
+    image_id: str
+    captions: list[Any]
+    gallery_key: str
+
+
+@dataclass
+class PairsConfig:
+    """What the three layouts have in common; `files` by language, or a list where the language does not matter."""
+
+    files: dict[str, str | list[str]] | list[str]
+    limit: int = 0  # only that many records of each language; 0 takes all
+    folds: int = 1  # evaluation: contiguous parts of the pictures, each searched alone, numbers averaged
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("files is empty; name a file per language, such as {en: train.en.json}")
+        if self.limit < 0 or self.folds < 1:
+            raise ValueError(f"limit must be at least 0 and folds at least 1; found {self.limit} and {self.folds}")
+
+    def clean(self, caption: Any, max_words: int) -> str:
+        """The cleaned caption; BadRecord when nothing is left."""
+        return clean(caption, max_words)
+
+    def files_by_language(self) -> dict[str, list[str]]:
+        files = self.files if isinstance(self.files, dict) else {UNKNOWN_LANGUAGE: list(self.files)}
+        return {language: [paths] if isinstance(paths, str) else list(paths) for language, paths in files.items()}
+
+
+def field_of(record: dict[str, Any], *keys: str) -> Any:
+    """The value under the first of the keys that is there; BadRecord names what was found instead."""
+    for key in keys:
+        if record.get(key) is not None:
+            return record[key]
+    found = ", ".join(map(str, record)) or "none"
+    raise BadRecord(f"missing {keys[0]}", f"field '{keys[0]}' is missing; found: {found}")
+
+
+def _as_list(captions: Any) -> list[Any]:
+    return captions if isinstance(captions, list) else [captions]
+
+
+def _as_text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRecord(f"missing {name}", f"field '{name}' must be a string, found {type(value).__name__}")
+    return value
+
+
+class ImageTextPairs:
+    """Pairs from records {caption: text or texts, image, image_id}; records of equal image_id show the same picture."""
+
+    @dataclass
+    class Config(PairsConfig):
+        name: str = "image_text_pairs"
+        image_root: str = ""
+
+        def read(self, record: dict[str, Any]) -> Entry:
+            image = _as_text(field_of(record, "image", "image_path"), "image")
+            number = record.get("image_id")
+            captions = _as_list(field_of(record, "caption", "text"))
+            key = image_key(image)
+            return Entry(image, self.image_root, key if number is None else str(number), captions, key)
+
+    def __init__(self, config: PairsConfig, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
+        self.parts = {
+            language: _scan(files, config, preprocessing) for language, files in config.files_by_language().items()
+        }
+        self.languages = list(self.parts)
+        self.ends = np.cumsum([part.num_texts for part in self.parts.values()])
+        if not len(self):
+            first = self.skipped[0] if self.skipped else "the files are empty"
+            raise DataError(f"no usable record in {', '.join(self.languages)}; {first}")
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Records and captions that the scan left out."""
+        return [record for part in self.parts.values() for record in part.skipped]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def where(self, index: int) -> str:
+        _, part, k = self._locate(index)
+        return part.records.where(int(part.record_of_text[k]))
+
+    def sample(self, index: int, generator: np.random.Generator) -> Sample:
+        """One picture with one of its captions."""
+        language, part, k = self._locate(index)
+        entry = part.read(int(part.record_of_text[k]))
+        text = self.config.clean(entry.captions[int(part.number_of_text[k])], self.preprocessing.max_words)
+        data = read_image(entry.image, entry.root, self.preprocessing.files)
+        texts = self.preprocessing.encode([text])
+        return Sample(
+            image=self.preprocessing.transform(data, generator),
+            image_id=stable_id(entry.image_id),
+            texts=texts,
+            languages=[language],
+            masked=mask_texts(texts, self.preprocessing.masker, generator),
+        )
+
+    def collate(self, samples: list[Sample], skipped: list[Skipped]) -> ImageTextBatch:
+        return collate_samples(samples, skipped, self.preprocessing.tokenizer.pad_id)
+
+    def galleries(self, bad_records: BadRecords, num_threads: int = 1) -> dict[str, list[Gallery]]:
+        """The folds of every language; pictures in order of first appearance."""
+        found = {}
+        for language, part in self.parts.items():
+            reader = ImageReader(part.read_image, part.records.where, self.preprocessing, bad_records, num_threads)
+            folds = split_folds(self._items(part), self.config.folds)
+            found[language] = [build_gallery(language, items, reader) for items in folds]
+        return found
+
+    def _locate(self, index: int) -> tuple[int, _Part, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        language = int(np.searchsorted(self.ends, index, side="right"))
+        start = int(self.ends[language - 1]) if language else 0
+        return language, self.parts[self.languages[language]], index - start
+
+    def _items(self, part: _Part) -> list[GalleryItem]:
+        items: dict[str, GalleryItem] = {}
+        for record, number in zip(part.record_of_text.tolist(), part.number_of_text.tolist()):
+            entry = part.read(record)
+            item = items.setdefault(entry.gallery_key, GalleryItem(entry.gallery_key, record))
+            item.captions.append(self.config.clean(entry.captions[number], self.preprocessing.max_words))
+        return list(items.values())
+
+
+class FlickrLines(ImageTextPairs):
+    """Pairs from IGLUE's xFlickr&CO and Flickr30k lines {sentences, id, img_path}."""
+
+    @dataclass
+    class Config(PairsConfig):
+        name: str = "xflickrco"
+        flickr_root: str = "images/flickr30k-images"
+        coco_root: str = "images/val2014"
+
+        def read(self, record: dict[str, Any]) -> Entry:
+            path = _as_text(field_of(record, "img_path"), "img_path")
+            root = self.coco_root if "COCO" in path else self.flickr_root
+            return Entry(path, root, path, _as_list(field_of(record, "sentences")), path)
+
+
+class WitLines(ImageTextPairs):
+    """Pairs from WIT's lines {image_url, caption_reference_description, image_content: base64}; a url is a picture."""
+
+    @dataclass
+    class Config(PairsConfig):
+        name: str = "wit"
+
+        def read(self, record: dict[str, Any]) -> Entry:
+            url = _as_text(field_of(record, "image_url"), "image_url")
+            content = _as_text(field_of(record, "image_content"), "image_content")
+            return Entry(content, "", url, [field_of(record, "caption_reference_description")], url)
+
+        def clean(self, caption: Any, max_words: int) -> str:
+            """The cleaned caption, or the bare one where cleaning leaves nothing (one test caption is '.')."""
+            try:
+                return clean(caption, max_words)
+            except BadRecord:
+                if isinstance(caption, str) and caption.strip():
+                    return caption.strip()
+                raise
+
+
+@dataclass
+class _Part:
+    """The records of one language; texts are (record, number within it), so that captions stay on disk."""
+
+    records: Records
+    config: Any
+    preprocessing: Preprocessing
+    record_of_text: np.ndarray
+    number_of_text: np.ndarray
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.record_of_text)
+
+    def read(self, record: int) -> Entry:
+        return self.config.read(self.records.read(record))
+
+    def read_image(self, record: int) -> bytes:
+        """The encoded picture of a record; BadRecord says which one."""
+        entry = self.read(record)
+        try:
+            return read_image(entry.image, entry.root, self.preprocessing.files)
+        except BadRecord as error:
+            raise BadRecord(error.reason, str(error.detail), self.records.where(record)) from error
+
+
+def _scan(files: list[str], config: Any, preprocessing: Preprocessing) -> _Part:
+    """Every usable caption of the files; empty captions and broken records are left out and listed."""
+    records = Records(files, preprocessing.files, preprocessing.cache_dir)
+    part = _Part(records, config, preprocessing, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    found: list[tuple[int, int]] = []
+    for record in range(min(len(records), config.limit or len(records))):
+        try:
+            captions = part.read(record).captions
+        except BadRecord as error:
+            part.skipped.append(_left_out(records, record, error))
+            continue
+        for number, caption in enumerate(captions):
+            try:
+                config.clean(caption, preprocessing.max_words)
+            except BadRecord as error:
+                part.skipped.append(_left_out(records, record, error))
+                continue
+            found.append((record, number))
+    table = np.array(found, np.int64).reshape(-1, 2)
+    part.record_of_text, part.number_of_text = table[:, 0], table[:, 1]
+    return part
+
+
+def _left_out(records: Records, record: int, error: BadRecord) -> Skipped:
+    return Skipped(error.where or records.where(record), error.reason, error.detail)
