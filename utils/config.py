@@ -182,7 +182,7 @@ def _build_mapping(kind: Any, node: Node, key: str) -> dict[str, Any]:
         if item.value is None and arm is not Any and type(None) not in get_args(arm):
             continue  # `key:` with nothing takes an inherited entry away
         if is_choice and isinstance(item.value, dict) and "name" not in item.value:
-            item = Node({"name": Node(name, item.place), **item.value}, item.place)
+            item = Node({"name": Node(name, item.place), **item.value}, item.place, stale=item.stale)
         built[name] = _build(arm, item, _join_key(key, name))
     return built
 
@@ -210,7 +210,7 @@ def _build_choice(kind: Any, node: Node, key: str) -> Any:
             raise ConfigError(f"{name.place}: '{key}': {error}") from error
     schema = registry.load(name.value).Config
     fields = {field.name for field in dataclasses.fields(schema)}
-    given = {k: v for k, v in node.value.items() if k != "name" or "name" in fields}
+    given = {k: v for k, v in node.value.items() if k not in node.stale and (k != "name" or "name" in fields)}
     built = _build_dataclass(schema, Node(given, node.place), key)
     if "name" not in fields:
         object.__setattr__(built, "name", name.value)  # so that to_tree can write the choice down

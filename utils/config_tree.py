@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Node:
     """One value and the place it was written at.
 
     `value` is a scalar, a list of nodes or a dict from keys to nodes. `raw` keeps the text of a command line value,
-    which has no quotes to tell the word 10 from the number 10.
+    which has no quotes to tell the word 10 from the number 10. `stale` names the keys of a section that were inherited
+    from one of another `name`: where the name picks a class, they belong to the other class.
     """
 
     value: Any
     place: str
     raw: str | None = None
+    stale: frozenset[str] = frozenset()
 
 
 Tree = Any  # plain values, dicts, lists and nodes, nested in any way
@@ -41,7 +43,7 @@ Tree = Any  # plain values, dicts, lists and nodes, nested in any way
 def located(tree: Tree, place: str) -> Node:
     """The tree as nodes; what has no place of its own gets `place`."""
     if isinstance(tree, Node):
-        return Node(located(tree.value, tree.place).value, tree.place, tree.raw)
+        return replace(tree, value=located(tree.value, tree.place).value)
     if isinstance(tree, Mapping):
         return Node({str(key): located(value, place) for key, value in tree.items()}, place)
     if isinstance(tree, (list, tuple)):
@@ -64,8 +66,8 @@ def plain(tree: Tree) -> Any:
 def merge(base: Node, child: Node) -> Node:
     """The child's settings over the inherited ones, section by section.
 
-    A section whose `name` differs describes another thing, so it inherits nothing. A bare string over a section with a
-    name is short for that name, and the other way round.
+    What a section inherits from one of another `name` is marked stale. A bare string over a section with a name is short
+    for that name, and the other way round.
     """
     if isinstance(base.value, dict) and "name" in base.value and isinstance(child.value, str):
         child = Node({"name": child}, child.place)
@@ -73,12 +75,13 @@ def merge(base: Node, child: Node) -> Node:
         base = Node({"name": base}, base.place)
     if not isinstance(base.value, dict) or not isinstance(child.value, dict):
         return child
-    if "name" in child.value and "name" in base.value and child.value["name"].value != base.value["name"].value:
-        return child
+    names = [section.value["name"].value for section in (base, child) if "name" in section.value]
+    is_another = len(names) == 2 and names[0] != names[1]
     merged = dict(base.value)
     for key, node in child.value.items():
-        merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, child.place)
+        merged[key] = merge(merged[key], node) if key in merged and not is_another and key not in base.stale else node
+    inherited = frozenset(base.value) if is_another else base.stale
+    return Node(merged, child.place, stale=(inherited - frozenset(child.value)) | child.stale)
 
 
 def fill_placeholders(tree: Node, values: Mapping[str, str]) -> Node:
@@ -91,7 +94,7 @@ def fill_placeholders(tree: Node, values: Mapping[str, str]) -> Node:
     elif isinstance(value, str):
         for key, text in values.items():
             value = value.replace("{" + key + "}", text)
-    return Node(value, tree.place, tree.raw)
+    return replace(tree, value=value)
 
 
 def read_tree(path: str | os.PathLike) -> Node:

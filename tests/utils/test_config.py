@@ -40,8 +40,15 @@ class Optim:
 
 
 @dataclass
+class Schedule:
+    name: Literal["linear", "cosine"] = "linear"
+    warmup: int | float = 0.1
+
+
+@dataclass
 class Settings:
     steps: int
+    schedule: Schedule = field(default_factory=Schedule)
     tower: Annotated[Any, TOWERS] = field(default_factory=Tower.Config)
     optim: Optim = field(default_factory=Optim)
     parts: dict[str, Annotated[Any, TOWERS]] = field(default_factory=dict)
@@ -174,6 +181,17 @@ def test_another_name_inherits_nothing_of_the_section(tmp_path):
     assert load(tmp_path, "base: base.yaml\n", "tower.name=plain").tower == Plain.Config()
     assert load(tmp_path, "base: base.yaml\ntower: tower\n").tower.image_size == 32
     assert load(tmp_path, "base: base.yaml\ntower: {patch_size: 8}\n").tower == Tower.Config("tower", 32, 8)
+
+
+def test_a_section_that_only_has_a_name_keeps_what_it_inherits(tmp_path):
+    write(tmp_path, "base.yaml", "steps: 1\nschedule: {name: linear, warmup: 0.5}\n")
+    assert load(tmp_path, "base: base.yaml\n", "schedule.name=cosine").schedule == Schedule("cosine", 0.5)
+
+
+def test_a_name_that_comes_back_does_not_bring_its_old_settings(tmp_path):
+    write(tmp_path, "base.yaml", "steps: 1\ntower: {name: tower, image_size: 32}\n")
+    assert load(tmp_path, "base: base.yaml\n", "tower.name=plain", "tower.width=3").tower == Plain.Config(3)
+    assert load(tmp_path, "base: base.yaml\n", "tower.name=plain", "tower.name=tower").tower == Tower.Config()
 
 
 def test_in_a_table_of_choices_the_key_is_the_name_and_nothing_takes_it_away(tmp_path):
