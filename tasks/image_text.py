@@ -35,7 +35,8 @@ class ImageText(Task):
         """The task of a whole configuration; reads the data sets that it names."""
         from dataset.data import Data
 
-        data = Data(config.data, seed=config.seed)
+        image_size = config.model.image_encoder.image_size
+        data = Data(config.data, image_size=image_size, seed=config.seed, has_masks="mlm" in config.objectives)
         model = Model(config.model)
         return cls(model, config.objectives, data, RetrievalEvaluation(config.evaluation, data, config.output_dir))
 

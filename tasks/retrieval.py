@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from utils.logger import progress
 
-from dataset.gallery import Gallery, pool_images
+from dataset.gallery import Gallery
 from models.model import Model
 from models.packing import pack, token_rows
 from models.text_encoder import TextState, join_texts
 from tasks.rerank import Candidates, choose_candidates, rerank
 from utils.distributed import all_reduce_sum, gather_objects, gather_rows, is_main, rank, world_size
+from utils.logger import progress_bar
 from utils.metrics import (
     LanguageRanks,
     Reranked,
@@ -40,8 +41,13 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class EncodedImages:
-    """All pictures of a split, each encoded once: this rank's tokens (N, V) by row, embeddings (P, E) of all rows."""
+    """All P pictures of a split, each encoded once: their rows by path, this rank's tokens (N, V) by row, all
+    embeddings.
 
+    embed is (P, E); row p belongs to rank p % R.
+    """
+
+    place: dict[str, int]
     tokens: dict[int, Tensor]
     embed: Tensor
 
@@ -79,13 +85,13 @@ class RetrievalEvaluation:
         if not sets:
             return {}
         with self.autocast(model):
-            images, rows, sets = self.encode_images(model, sets)
+            images = self.encode_images(model, [gallery for folds in sets.values() for gallery in folds])
         fused: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         dual: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         shown = []
         for name, folds in sets.items():
-            for number, gallery in enumerate(folds):
-                of_fused, of_dual, queries = self.rank_gallery(model, gallery, images, rows[name][number])
+            for gallery in folds:
+                of_fused, of_dual, queries = self.rank_gallery(model, gallery, images)
                 fused[name].append(of_fused)
                 dual[name].append(of_dual)
                 shown += queries
@@ -108,44 +114,34 @@ class RetrievalEvaluation:
         dtype = _DTYPES.get(self.config.precision)
         return torch.autocast(_device(model).type, dtype, enabled=dtype is not None)
 
-    def encode_images(
-        self, model: Model, sets: dict[str, list[Gallery]]
-    ) -> tuple[EncodedImages, dict[str, list[Tensor]], dict[str, list[Gallery]]]:
-        """Every picture of the split, each gallery's rows in them, and the galleries without unreadable pictures.
+    def encode_images(self, model: Model, galleries: list[Gallery]) -> EncodedImages:
+        """Every picture of the split once, whatever number of languages shows it.
 
-        Rank r encodes rows r, r + R, ...; all ranks get all embeddings, tokens stay where they are.
+        Rank r encodes pictures r, r + R, ...; all ranks get all embeddings, tokens stay where they are.
         """
-        pool, _ = pool_images([gallery for folds in sets.values() for gallery in folds])
-        reader = replace(next(iter(sets.values()))[0], images=pool)
-        tokens, bad = {}, []
-        own = range(rank(), len(pool), world_size())
-        embed = torch.zeros(len(pool), model.config.embed_dim, device=_device(model))
-        for batch in reader.image_batches(list(own), self.config.batch_size_image, self.data.config.num_workers):
-            bad += [pool.keys[row] for row in batch.bad_rows]
-            for problem in batch.skipped:
-                log.warning("skipped %s", problem)
-            if not len(batch.rows):
-                continue
-            state = model.encode_image(batch.images.to(embed.device))
-            embed[batch.rows.to(embed.device)] = state.embed.float()
+        place: dict[str, int] = {}
+        origin: list[tuple[Gallery, int]] = []
+        for gallery in galleries:
+            for row, path in enumerate(gallery.image_paths):
+                if path not in place:
+                    place[path] = len(origin)
+                    origin.append((gallery, row))
+        embed = torch.zeros(len(origin), model.config.embed_dim, device=_device(model))
+        tokens: dict[int, Tensor] = {}
+        for block in _image_blocks(origin, self.config.batch_size_image):
+            gallery = origin[block[0]][0]
+            state = model.encode_image(gallery.read_images([origin[number][1] for number in block]).to(embed.device))
+            embed[block] = state.embed.float()
             if self.uses_fusion(model):
-                tokens |= dict(zip(batch.rows.tolist(), state.tokens, strict=True))
-        bad_keys = {key for part in gather_objects(bad) for key in part}
-        sets = {name: [_without(gallery, bad_keys) for gallery in folds] for name, folds in sets.items()}
-        place = {key: row for row, key in enumerate(pool.keys)}
-        rows = {
-            name: [torch.tensor([place[key] for key in gallery.image_keys]) for gallery in folds]
-            for name, folds in sets.items()
-        }
+                tokens |= dict(zip(block, state.tokens, strict=True))
         # Rows of other ranks are zero here, so the sum puts all of them together.
-        return EncodedImages(tokens, all_reduce_sum(embed)), rows, sets
+        return EncodedImages(place, tokens, all_reduce_sum(embed))
 
     def rank_gallery(
-        self, model: Model, gallery: Gallery, images: EncodedImages, rows: Tensor
+        self, model: Model, gallery: Gallery, images: EncodedImages
     ) -> tuple[LanguageRanks, LanguageRanks, list[dict[str, Any]]]:
-        """Ranks with and without re-ranking, and the queries for the report; rows (M,) are the gallery's in
-        `images`.
-        """
+        """Ranks with and without re-ranking, and the queries for the report."""
+        rows = torch.tensor([images.place[path] for path in gallery.image_paths])  # (M,)
         with self.autocast(model):
             texts = self.encode_texts(model, gallery)
             similarity = images.embed[rows.to(images.embed.device)] @ texts.embed.float().T  # (M, T)
@@ -153,7 +149,7 @@ class RetrievalEvaluation:
             if self.uses_fusion(model):
                 candidates, scores = self.fuse(model, images, rows, texts, similarity.float(), gallery.language)
         similarity = similarity.float()
-        image_of_text = torch.from_numpy(gallery.image_of_text).to(similarity.device)
+        image_of_text = gallery.image_of_text.to(similarity.device)
         dual = retrieval_ranks(similarity, similarity.T, image_of_text)
         fused, order = dual, similarity
         if candidates is not None:
@@ -168,30 +164,24 @@ class RetrievalEvaluation:
         """All texts of a gallery in its order; rank r encodes texts r, r + R, ... and the rest comes from the
         others.
         """
-        own, states, numbers, lengths = list(range(rank(), gallery.num_texts, world_size())), [], [], []
-        for rows, batch in gallery.text_batches(own, self.config.batch_size_text):
-            states.append(model.encode_text(batch.ids.to(_device(model)), batch.lengths))
-            numbers += rows
-            lengths += batch.lengths
+        own = sorted(range(rank(), len(gallery.texts), world_size()), key=lambda text: gallery.texts.lengths[text])
+        states = []
+        for start in range(0, len(own), self.config.batch_size_text):
+            block = own[start : start + self.config.batch_size_text]
+            lengths = [gallery.texts.lengths[text] for text in block]
+            states.append(model.encode_text(gallery.texts.ids[block, : max(lengths)].to(_device(model)), lengths))
         if world_size() == 1:
-            return _in_order(join_texts(states), numbers)
-        longest = max(max(part, default=1) for part in gather_objects(lengths))
-        state = join_texts(states) if states else None
-        padded = (
-            torch.zeros(0, longest, model.text_encoder.width, device=_device(model))
-            if state is None
-            else state.padded(longest)
-        )
-        embed = torch.zeros(0, model.config.embed_dim, device=_device(model)) if state is None else state.embed
-        everyone = [
-            (number, length)
-            for part in gather_objects(list(zip(numbers, lengths, strict=True)))
-            for number, length in part
-        ]
-        packing = pack([length for _, length in everyone], padded.device)
-        tokens = gather_rows(padded.float(), "none").flatten(0, 1)[token_rows(packing, longest)]
-        joined = TextState(tokens, packing, gather_rows(embed.float(), "none"))
-        return _in_order(joined, [number for number, _ in everyone])
+            return _in_order(join_texts(states), own)
+        longest, device = max(gallery.texts.lengths), _device(model)
+        padded = torch.zeros(0, longest, model.text_encoder.width, device=device)
+        embed = torch.zeros(0, model.config.embed_dim, device=device)
+        if states:
+            state = join_texts(states)
+            padded, embed = state.padded(longest).float(), state.embed.float()
+        order = [text for part in gather_objects(own) for text in part]
+        packing = pack([gallery.texts.lengths[text] for text in order], device)
+        tokens = gather_rows(padded, "none").flatten(0, 1)[token_rows(packing, longest)]
+        return _in_order(TextState(tokens, packing, gather_rows(embed, "none")), order)
 
     def fuse(
         self, model: Model, images: EncodedImages, rows: Tensor, texts: TextState, similarity: Tensor, language: str
@@ -208,7 +198,8 @@ class RetrievalEvaluation:
         candidates = choose_candidates(similarity, wanted)
         read = lambda own: torch.stack([images.tokens[row] for row in rows[own].tolist()])  # noqa: E731
         total = int((candidates.of_images | candidates.of_texts).sum()) // world_size()
-        with progress(total, f"re-rank {language}") as bar:
+        with progress_bar(total, 0) as bar:
+            bar.set_description(f"re-rank {language}")
             scores = rerank(model, read, texts, candidates, owner=rows % world_size(), on_progress=bar.update)
         return candidates, scores + self.config.similarity_weight * similarity / model.temperature.value
 
@@ -222,13 +213,13 @@ class RetrievalEvaluation:
     ) -> list[dict[str, Any]]:
         """The first queries with their five best images, for the report."""
         queries = []
-        step = max(1, gallery.num_texts // self.config.report_queries)
-        for text in range(0, gallery.num_texts, step)[: self.config.report_queries]:
+        step = max(1, len(gallery.texts) // self.config.report_queries)
+        for text in range(0, len(gallery.texts), step)[: self.config.report_queries]:
             ranked = sorted(range(len(similarity)), key=lambda m: (-float(order[m, text]), -float(similarity[m, text])))
             right = int(gallery.image_of_text[text])
             answers = [
                 {
-                    "image": gallery.image_keys[m],
+                    "image": gallery.image_paths[m],
                     "right": m == right,
                     "score": _finite(order[m, text], similarity[m, text]),
                 }
@@ -237,11 +228,11 @@ class RetrievalEvaluation:
             queries.append(
                 {
                     "language": gallery.language,
-                    "text": gallery.texts[text],
+                    "text": gallery.captions[text],
                     "answers": answers,
                     "rank": int(fused[text]),
                     "dual_rank": int(dual[text]),
-                    "right_image": gallery.image_keys[right],
+                    "right_image": gallery.image_paths[right],
                 }
             )
         return queries
@@ -283,8 +274,16 @@ def _device(model: Model) -> torch.device:
     return model.temperature.value.device
 
 
-def _without(gallery: Gallery, bad_keys: set[str]) -> Gallery:
-    return gallery.without([row for row, key in enumerate(gallery.image_keys) if key in bad_keys])
+def _image_blocks(origin: list[tuple[Gallery, int]], size: int) -> Iterator[list[int]]:
+    """This rank's pictures in blocks of at most `size`, each from one gallery."""
+    block: list[int] = []
+    for number in range(rank(), len(origin), world_size()):
+        if block and (len(block) == size or origin[number][0] is not origin[block[0]][0]):
+            yield block
+            block = []
+        block.append(number)
+    if block:
+        yield block
 
 
 def _in_order(state: TextState, numbers: list[int]) -> TextState:
@@ -294,7 +293,7 @@ def _in_order(state: TextState, numbers: list[int]) -> TextState:
 
 
 def _as_ranks(sides: tuple[Tensor, Tensor], gallery: Gallery) -> LanguageRanks:
-    return LanguageRanks(sides[0].cpu(), sides[1].cpu(), torch.from_numpy(gallery.image_of_text), gallery.image_keys)
+    return LanguageRanks(sides[0].cpu(), sides[1].cpu(), gallery.image_of_text, gallery.image_paths)
 
 
 def _whole(scores: Tensor) -> Reranked:
