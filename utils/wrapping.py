@@ -1,0 +1,95 @@
+"""A module spread over processes: DDP or FSDP2 around it, and its whole state out of and back into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from utils.distributed import world_size
+
+Wrap = Literal["ddp", "fsdp2", "none"]
+
+
+def shard(module: nn.Module) -> None:
+    """Spread the parameters over the processes, layer by layer: every entry of a ModuleList is gathered on its own."""
+    for part in list(module.modules()):
+        if isinstance(part, nn.ModuleList):
+            for layer in part:
+                fully_shard(layer)
+    fully_shard(module)
+
+
+def wrap_module(module: nn.Module, wrap: Wrap, device: torch.device, *, find_unused: bool) -> nn.Module:
+    """What training calls in place of the module. Sharding changes the module itself, before the optimizer is made."""
+    if world_size() == 1 or wrap == "none":
+        return module
+    if wrap == "fsdp2":
+        shard(module)
+        return module
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=find_unused)
+
+
+@contextmanager
+def gradient_exchange(wrapped: nn.Module, is_wanted: bool) -> Iterator[None]:
+    """Whether gradients travel between processes in the backward pass inside: only in the last one of a step."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(is_wanted)
+        yield
+    elif isinstance(wrapped, DistributedDataParallel) and not is_wanted:
+        with wrapped.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Calls of the module's methods other than forward see whole parameters inside."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    yield
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FROM_WHOLE = StateDictOptions(full_state_dict=True)
+
+
+def whole_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of the module and the optimizer as one process would hold them; complete on the main process."""
+    if isinstance(module, FSDPModule):
+        return get_model_state_dict(module, options=_WHOLE), get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+    return module.state_dict(), optimizer.state_dict()
+
+
+def load_whole_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put whole weights back; every name must be there."""
+    if isinstance(module, FSDPModule):
+        set_model_state_dict(module, weights, options=_FROM_WHOLE)
+    else:
+        module.load_state_dict(weights)
+
+
+def load_whole_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put the optimizer's state back; the groups must hold the same parameters as when it was saved."""
+    if isinstance(module, FSDPModule):
+        set_optimizer_state_dict(module, optimizer, state, options=_FROM_WHOLE)
+        return
+    found = [group["param_names"] for group in optimizer.param_groups]
+    if [group.get("param_names") for group in state["param_groups"]] != found:
+        raise ValueError("the checkpoint's parameter groups are not those of this configuration; use --restart to start over")
+    optimizer.load_state_dict(state)
