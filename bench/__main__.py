@@ -54,14 +54,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]:
-    """Results of the rows, a program that yields several of them runs once; and what did not agree."""
+    """Results of the rows, and what did not agree."""
     results, failed = [], []
-    done: set[object] = set()
     for row in rows:
         program = importlib.import_module(PROGRAMS[row]).ROWS[row]
-        if program in done:
-            continue
-        done.add(program)
         start = time.perf_counter()
         try:
             results += program(options)

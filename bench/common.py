@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """How large and how often: `is_small` only shows that a program works, its ratios mean nothing."""
 

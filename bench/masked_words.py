@@ -1,4 +1,4 @@
-"""A8: peak extra memory of the masked-word loss over the full vocabulary: in chunks, and with the logits of all slots."""
+"""A8: peak extra memory of the masked-word loss over the full vocabulary: in chunks, and with all logits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(options: Options) -> list[Result]:
 
     words = _check(chunked(), whole(), is_used)
     ways = {"plain": whole, "ours": chunked}
-    gradient = weight.numel() * 4                                   # both hold it, and it is not the loss's own
+    gradient = weight.numel() * 4  # both hold it, and it is not the loss's own
     memory = {name: max(extra_memory(way) - gradient, 1) for name, way in ways.items()}
     seconds = interleaved(ways, options.repeats)
     return [

@@ -7,7 +7,7 @@ Letters: M images, T texts, L text tokens, N image tokens, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def make_fixture(num_images: int, num_texts: int, num_tokens: int, is_small: boo
     fusion = {"num_layers": 2 if is_small else 6}
     config = build(Model.Config, {"image_encoder": image, "text_encoder": text, "text_fusion": fusion})
     model = Model(config).eval().requires_grad_(False)
-    for layer in model.text_fusion.layers:                          # untrained, it would hardly listen to the image
+    for layer in model.text_fusion.layers:  # untrained, it would hardly listen to the image
         layer.cross_attention.query.weight.mul_(LOUDNESS)
         layer.cross_attention.output.weight.mul_(LOUDNESS)
     lengths = caption_lengths(num_texts, MEAN_LENGTH, PADDED)
@@ -72,11 +72,11 @@ def make_fixture(num_images: int, num_texts: int, num_tokens: int, is_small: boo
 
 
 def _fit_match_head(fixture: Fixture, strength: float = 1e-3) -> None:
-    """Set the last layer of the match head by ridge regression on all pairs: class 1 = text and image share a number."""
+    """Set the last layer of the match head by ridge regression on all pairs: class 1 = their numbers are equal."""
     model, num_images = fixture.model, len(fixture.images)
     pairs = fixture.every_pair.of_images.nonzero()
     keys = model.project_images(fixture.images)
-    fused = model.text_fusion.first_tokens(fixture.texts.select(pairs[:, 1]), keys, pairs[:, 0])   # (M * T, D)
+    fused = model.text_fusion.first_tokens(fixture.texts.select(pairs[:, 1]), keys, pairs[:, 0])  # (M * T, D)
     known = model.match_head[:-1](fused)
     known = (known - known.mean(dim=0)).double()
     right = (pairs[:, 0] == pairs[:, 1] % num_images).double()
@@ -102,7 +102,8 @@ def our_way(fixture: Fixture, candidates: Candidates, *, is_half: bool = False) 
         return rerank(fixture.model, lambda own: fixture.images[own], fixture.texts, candidates)
 
 
-def run_size(image_size: int, row: str, options: Options) -> list[Result]:
+@cache
+def run_size(image_size: int, options: Options) -> list[Result]:
     """A1 or A2, and A3 for the same size."""
     num_images, num_texts = (4, 8) if options.is_small else (32, 32)
     fixture = make_fixture(num_images, num_texts, IMAGE_TOKENS[image_size], options.is_small)
@@ -133,7 +134,7 @@ def run_size(image_size: int, row: str, options: Options) -> list[Result]:
             notes=notes,
         )
         for name, way, precision, floor, goal, agreement in (
-            (row, "exact", "fp32", *floors[:2], words),
+            ({224: "A1", 384: "A2"}[image_size], "exact", "fp32", *floors[:2], words),
             ("A3", "half", "bf16", *floors[2:], _same_recall(half, expected)),
         )
     ]
@@ -202,13 +203,13 @@ def _similarity(count: int) -> Tensor:
     return image @ text.T
 
 
-run_224 = partial(run_size, 224, "A1")
-run_384 = partial(run_size, 384, "A2")
+def _rows_of(row: str, image_sizes: tuple[int, ...], options: Options) -> list[Result]:
+    return [result for size in image_sizes for result in run_size(size, options) if result.row == row]
 
 
-def run_half(options: Options) -> list[Result]:
-    """A3 by itself: both sizes."""
-    return [result for program in (run_224, run_384) for result in program(options) if result.row == "A3"]
-
-
-ROWS = {"A1": run_224, "A2": run_384, "A3": run_half, "A4": run_both_directions}
+ROWS = {
+    "A1": partial(_rows_of, "A1", (224,)),
+    "A2": partial(_rows_of, "A2", (384,)),
+    "A3": partial(_rows_of, "A3", (224, 384)),
+    "A4": run_both_directions,
+}

@@ -22,7 +22,7 @@ def run(options: Options) -> list[Result]:
     results = []
     for what, (words, floor, goal) in COMMANDS.items():
         seconds = [_seconds(words) for _ in range(1 if options.is_small else options.repeats + 1)]
-        timed = seconds[1:] or seconds                                          # the first fills the file cache
+        timed = seconds[1:] or seconds  # the first fills the file cache
         share = float(floor.removesuffix(" s")) / statistics.median(timed)
         results.append(Result("A13", what, "", spread(timed), f"{share:.1f}x the floor", floor, goal, "exit status 0"))
     return results

@@ -63,7 +63,7 @@ def ranks_of_right_answers(
     for start in range(0, similarity.shape[0], block_size):
         rows = slice(start, start + block_size)
         second_stage = None if reranked is None else Reranked(reranked.index[rows], reranked.score[rows])
-        is_right = query_id[rows, None] == candidate_id[None, :]    # (rows, C)
+        is_right = query_id[rows, None] == candidate_id[None, :]  # (rows, C)
         ranks.append(_block_ranks(similarity[rows], is_right, second_stage))
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
 
@@ -78,12 +78,12 @@ def _block_ranks(similarity: Tensor, is_right: Tensor, reranked: Reranked | None
         # amax keeps a real score when the padding of a short row points at the same candidate.
         keys.insert(0, score.scatter_reduce(1, reranked.index, reranked.score, "amax"))
     is_best = is_right
-    for key in keys:                                                # narrow the right answers down to the first one
+    for key in keys:  # narrow the right answers down to the first one
         _reject_nan(key)
         lowest = -torch.inf if key.is_floating_point() else -num_candidates
         best = key.masked_fill(~is_best, lowest).amax(dim=1, keepdim=True)
         is_best = is_best & (key == best)
-    first = is_best.int().argmax(dim=1, keepdim=True)               # (rows, 1)
+    first = is_best.int().argmax(dim=1, keepdim=True)  # (rows, 1)
     is_before = torch.zeros_like(is_right)
     is_tied = torch.ones_like(is_right)
     for key in keys:
@@ -172,7 +172,7 @@ def chance_metrics(image_of_text: Tensor, num_images: int) -> dict[str, float]:
     image_of_text (T,). An image with c of the T texts finds one of them among k with 1 - C(T - c, k) / C(T, k).
     """
     num_texts = len(image_of_text)
-    captions = Counter(torch.bincount(image_of_text, minlength=num_images).tolist())    # captions per image -> images
+    captions = Counter(torch.bincount(image_of_text, minlength=num_images).tolist())  # captions per image -> images
     metrics = {}
     for k in RECALL_AT:
         at_most = min(k, num_texts)
@@ -197,9 +197,7 @@ def align_ranks(names: dict[str, list[str]], ranks: dict[str, Tensor]) -> tuple[
     position = {language: _occurrences(paths) for language, paths in names.items()}
     counts = [Counter(paths) for paths in names.values()]
     shared = [
-        (path, k)
-        for path, k in position[next(iter(names))]
-        if all(count[path] == counts[0][path] for count in counts)
+        (path, k) for path, k in position[next(iter(names))] if all(count[path] == counts[0][path] for count in counts)
     ]
     rows = [ranks[language][[at[key] for key in shared]].double().cpu() for language, at in position.items()]
     return [path for path, _ in shared], torch.stack(rows)

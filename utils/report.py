@@ -187,8 +187,11 @@ def _spread_section(metrics: dict) -> str:
 
 
 def _curve(records: list[dict], key: str, name: str, scale: float = 1.0) -> Series:
-    points = [(r["step"], scale * r[key]) for r in records
-              if isinstance(r.get(key), (int, float)) and isinstance(r.get("step"), int)]
+    points = [
+        (r["step"], scale * r[key])
+        for r in records
+        if isinstance(r.get(key), (int, float)) and isinstance(r.get("step"), int)
+    ]
     return Series(name, sorted(points))
 
 
@@ -199,7 +202,8 @@ def _training_section(records: list[dict]) -> str:
     losses += [_curve(train, key, key.removeprefix("train/")) for key in parts]
     shares = [_curve(train, "data_wait_share", "waiting for data", 100), _curve(train, "padding_share", "padding", 100)]
     evaluations = [
-        r["metrics"]["mean"] | {"step": r.get("step")} for r in records
+        r["metrics"]["mean"] | {"step": r.get("step")}
+        for r in records
         if r.get("kind") == "eval" and isinstance(r.get("metrics"), dict) and isinstance(r["metrics"].get("mean"), dict)
     ]
     recalls = [_curve(evaluations, "img_r1", "text to image R@1"), _curve(evaluations, "txt_r1", "image to text R@1")]

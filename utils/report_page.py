@@ -6,6 +6,7 @@ from pathlib import Path
 # The policy makes a browser refuse every request, so that a report that is passed on stays what it was.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+
 def page(title: str, subtitle: str, top: str, sections: list[tuple[str, str]]) -> str:
     """The whole document; sections are (heading, HTML), empty ones are left out. Headings are escaped here."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def test_ranks_agree_with_sorting_under_many_ties(block_size, stages):
 
 def test_candidates_without_second_score_follow_by_similarity():
     similarity = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    reranked = Reranked(torch.tensor([[0, 1]]), torch.tensor([[-500.0, -400.0]]))    # worse than any fixed filler
+    reranked = Reranked(torch.tensor([[0, 1]]), torch.tensor([[-500.0, -400.0]]))  # worse than any fixed filler
     places = [ranks_of_right_answers(similarity, torch.tensor([c]), torch.arange(4), reranked).item() for c in range(4)]
     assert places == [1, 0, 2, 3]
 
@@ -81,7 +81,7 @@ def test_not_a_number_is_refused():
 
 
 def test_chance_is_the_mean_over_all_orders():
-    image_of_text = torch.tensor([0, 0, 1, 2, 0, 1])                # 3, 2 and 1 captions
+    image_of_text = torch.tensor([0, 0, 1, 2, 0, 1])  # 3, 2 and 1 captions
     hits = []
     for order in itertools.permutations(range(6)):
         first = {image_of_text[t].item() for t in order[:1]}
@@ -127,7 +127,7 @@ def test_metrics_tree_has_every_language_the_mean_and_the_spread():
     tree = retrieval_metrics({"en": gallery([0, 7], ["a", "b"]), "de": gallery([4, 0], ["b", "a"])})
     assert set(tree) == {"en", "de", "mean", "mrv", "median_rank"}
     assert tree["mean"]["img_r5"] == 75.0
-    assert tree["mrv"] == {"img": 0.75, "txt": 0.75}                # a: 0 and 0, b: 7 and 4
+    assert tree["mrv"] == {"img": 0.75, "txt": 0.75}  # a: 0 and 0, b: 7 and 4
     assert tree["median_rank"]["de"] == {"img": 3.0, "txt": 3.0}
 
 

@@ -91,8 +91,8 @@ def test_report_loads_nothing(run):
 def test_every_chart_has_its_numbers_as_a_table(run):
     tags = read(build_report(run)).tags
     assert tags.count("figure") > 3
-    assert tags.count("figure") == tags.count("details") - 1        # the other one holds config.yaml
-    assert tags.count("table") == tags.count("figure") + 1          # the results
+    assert tags.count("figure") == tags.count("details") - 1  # the other one holds config.yaml
+    assert tags.count("table") == tags.count("figure") + 1  # the results
 
 
 def test_an_empty_folder_still_gives_a_page(tmp_path):
