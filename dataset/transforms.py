@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from dataset.augment import OPERATIONS, random_augment
+from dataset.augment import OPERATIONS, random_augment, shift
 from dataset.decode import EncodedImage, decode_image, open_image
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -76,9 +77,15 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     """The image (H, W, 3) as (size, size, 3), bicubic with antialiasing; within one grey level of Pillow's."""
     if image.shape[:2] == (size, size):
         return np.ascontiguousarray(image)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last in memory
+    # The leading axis goes first: only then torch sees channels-last memory, and works in it without transposing.
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
     resized = interpolate(pixels, (size, size), mode="bicubic", antialias=True)  # (1, 3, S, S)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
+
+
+def resize_like_pillow(image: np.ndarray, size: int) -> np.ndarray:
+    """The image (H, W, 3) as (size, size, 3), the bits of Pillow's bicubic resize."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:
@@ -116,7 +123,7 @@ class AugmentedCrop:
         box = draw_crop(encoded.height, encoded.width, self.config.scale, generator)
         image = crop_and_resize(encoded, box, self.image_size)
         if generator.random() < self.config.flip_prob:
-            image = np.ascontiguousarray(image[:, ::-1])
+            image = cv2.flip(image, 1)
         image = random_augment(
             image,
             generator,
@@ -139,9 +146,7 @@ class Resize:
 
     def __call__(self, data: bytes, generator: np.random.Generator | None = None) -> np.ndarray:
         """(3, S, S) uint8 of an encoded picture, the same bits as Pillow's bicubic resize."""
-        image = Image.fromarray(decode_image(data))
-        size = (self.image_size, self.image_size)
-        return channels_first(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+        return channels_first(resize_like_pillow(decode_image(data), self.image_size))
 
 
 class Shift:
@@ -158,16 +163,10 @@ class Shift:
                 raise ValueError(f"max_shift must be at least 0 and fill three values 0-255; found {self}")
 
     def __init__(self, config: Config, image_size: int) -> None:
-        self.config, self.image_size, self.resize = config, image_size, Resize(Resize.Config(), image_size)
+        self.config, self.image_size = config, image_size
 
     def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray:
         """(3, S, S) uint8 of an encoded picture."""
-        image, limit = self.resize(data), self.config.max_shift
-        size = image.shape[-1]
-        down, right = generator.integers(-limit, limit + 1, size=2).clip(1 - size, size - 1).tolist()
-        moved = np.empty_like(image)
-        moved[:] = np.array(self.config.fill, np.uint8)[:, None, None]
-        to_y, from_y = slice(max(down, 0), size + min(down, 0)), slice(max(-down, 0), size + min(-down, 0))
-        to_x, from_x = slice(max(right, 0), size + min(right, 0)), slice(max(-right, 0), size + min(-right, 0))
-        moved[:, to_y, to_x] = image[:, from_y, from_x]
-        return moved
+        image, limit = resize(decode_image(data), self.image_size), self.config.max_shift
+        down, right = generator.integers(-limit, limit + 1, size=2).tolist()
+        return channels_first(shift(image, down, right, self.config.fill))
