@@ -194,8 +194,8 @@ def launch(
 ) -> int:
     """Run the program `argv` (script, then its arguments) as nproc processes on this machine; the exit status.
 
-    The status is 0 where all ended well, the first failed process's otherwise (128 + signal where a signal ended it), and
-    STOPPED_STATUS where the launcher itself was asked to stop and passed that on. Without a port one machine takes a free one.
+    The status is 0 where all ended well, else the first failed process's (128 + signal where a signal ended it), and
+    STOPPED_STATUS where the launcher itself was asked to stop and passed that on. Without a port a free one is taken.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -21,13 +21,14 @@ def setup_logging(*, is_main: bool) -> None:
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, handlers=[handler])
 
 
-def progress_bar(total: int, start: int) -> tqdm:
+def progress_bar(total: int, start: int, *, is_shown: bool) -> tqdm:
     """A bar over steps on a terminal; silent elsewhere."""
-    return tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    is_shown = is_shown and sys.stderr.isatty()
+    return tqdm(total=total, initial=start, unit="step", disable=not is_shown, dynamic_ncols=True)
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line. What lies beyond `num_bytes` was written by a run that was cut off: it goes."""
+    """metrics.jsonl: one JSON object a line. What lies beyond `num_bytes`, from a run that was cut off, goes."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

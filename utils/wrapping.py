@@ -91,5 +91,6 @@ def load_whole_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[st
         return
     found = [group["param_names"] for group in optimizer.param_groups]
     if [group.get("param_names") for group in state["param_groups"]] != found:
-        raise ValueError("the checkpoint's parameter groups are not those of this configuration; use --restart to start over")
-    optimizer.load_state_dict(state)
+        raise ValueError("the checkpoint's parameter groups are not those of the settings; start over with --restart")
+    # Rates and decays come from the configuration, moments from the checkpoint.
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
