@@ -86,7 +86,7 @@ def warp(image: np.ndarray, name: str, argument: float, fill: Sequence[int]) -> 
     """The image after a shear, shift or rotation; uncovered pixels take the fill colour."""
     height, width = image.shape[:2]
     if name.startswith("Translate") and float(argument).is_integer():
-        down, right = (int(argument), 0) if name == "TranslateY" else (0, int(argument))
+        down, right = (-int(argument), 0) if name == "TranslateY" else (0, -int(argument))
         return shift(image, down, right, fill)
     matrix = warp_matrix(name, argument, height, width)
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=tuple(fill))
