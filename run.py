@@ -1,7 +1,7 @@
 """The only entry: turns a command into settings, starts the processes it asks for, trains and evaluates.
 
-Exit status: 0 done; 1 failed; 2 the command or a setting is wrong; 75 stopped by a signal after saving: the same command
-continues.
+Exit status: 0 done; 1 failed; 2 the command or a setting is wrong; 75 stopped by a signal after saving: the same
+command continues.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ run the same command again to continue.
 examples:
   run.py --task pretrain --config configs/ccrk/pretrain_3m.yaml --output_dir output/3m --dist 1
   run.py --task itr_multi30k --checkpoint ccrk_3m.th --bs 64 --epoch 10 --output_dir output/multi30k
-  run.py --task xflickrco --checkpoint english.th --fewshot de,100 --lr 1e-6 --output_dir output/de optim.weight_decay=0.05
+  run.py --task xflickrco --checkpoint english.th --fewshot de,100 --output_dir output/de optim.weight_decay=0.05
 """
 
 
@@ -70,7 +70,9 @@ def make_parser() -> Parser:
     what.add_argument("--evaluate", action="store_true", help="evaluate the test split, no training")
     what.add_argument("--restart", action="store_true", help="start over instead of continuing from output_dir")
     what.add_argument("--dry_run", action="store_true", help="check everything, print the settings, build nothing")
-    what.add_argument("settings", nargs="*", metavar="key=value", help="any setting of the configuration, as optim.lr=1e-5")
+    what.add_argument(
+        "settings", nargs="*", metavar="key=value", help="any setting of the configuration, as optim.lr=1e-5"
+    )
     values = parser.add_argument_group("settings with a name of their own")
     values.add_argument("--checkpoint", help="weights to start from: ours, or a released file of an original system")
     values.add_argument("--bs", type=int, metavar="N", help="training batch over all processes")
@@ -79,9 +81,13 @@ def make_parser() -> Parser:
     values.add_argument("--seed", type=int, help="seed of everything random")
     values.add_argument("--fewshot", metavar="LANG[,SHOTS]", help="few-shot language and number of shots, as de,100")
     values.add_argument("--gmt", action="store_true", help="test on captions machine-translated to English")
-    values.add_argument("--output_hdfs", metavar="URL", help="remote folder (hdfs://, s3://) that gets a copy of the results")
+    values.add_argument(
+        "--output_hdfs", metavar="URL", help="remote folder (hdfs://, s3://) that gets a copy of the results"
+    )
     start = parser.add_argument_group("processes")
-    start.add_argument("--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN")
+    start.add_argument(
+        "--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN"
+    )
     start.add_argument("--nproc", type=int, metavar="N", help="processes on this machine")
     start.add_argument("--nnodes", type=int, metavar="N", help="machines")
     start.add_argument("--node_rank", "--rank", type=int, metavar="N", help="number of this machine")
@@ -127,6 +133,7 @@ def main(argv: list[str]) -> int:
             return 0
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
+        choose_devices(plan.processes)
         return execute(config, plan.actions, arguments, argv)
     except (ConfigError, FileNotFoundError) as error:
         return leave(error, WRONG_USE, arguments)
@@ -213,11 +220,13 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
 
     from tasks import TASKS
     from utils import distributed
+    from utils.logger import setup_logging
 
     started = time.time()
     torch.autograd.set_detect_anomaly(arguments.debug)
     device = distributed.device_for_rank()
     distributed.setup(device)
+    setup_logging(is_main=distributed.is_main())
     try:
         output_dir = Path(config.output_dir)
         if distributed.is_main():
@@ -228,7 +237,8 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
         load_initial_weights(task, config, is_evaluation=arguments.evaluate)
         task.to(device)
         if "save_initial" in actions:
-            return save_initial(task, output_dir)
+            save_initial(task, output_dir)
+            return 0
         metrics = task_metrics(task, config, device, is_evaluation=arguments.evaluate)
         if distributed.is_main():
             finish(output_dir, metrics, time.time() - started, arguments.output_hdfs)
@@ -248,7 +258,43 @@ def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart
         for name in ("metrics.jsonl", "metrics.json", "gallery.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
     dump_yaml(config, output_dir / "config.yaml")
-    write_json(output_dir / "environment.json", describe_run([sys.executable, "run.py", *argv], config.data.paths(), ROOT))
+    command = [sys.executable, "run.py", *argv]
+    write_json(output_dir / "environment.json", describe_run(command, data_files(config), ROOT))
+
+
+def data_files(config: Config) -> list[str]:
+    """Every file and folder that the data sections name."""
+    paths: list[str] = []
+    for section in (config.data.train, config.data.val, config.data.test):
+        files = section.files if section is not None else []
+        for entry in files.values() if isinstance(files, dict) else files:
+            paths += [entry] if isinstance(entry, str) else entry
+    return sorted(set(paths))
+
+
+def load_initial_weights(task: Task, config: Config, *, is_evaluation: bool) -> None:
+    """Start from the weights that `init` names; a run that continues has its own, and an evaluation must have some."""
+    from rosetta import find_weights, load_public_weights, load_weights
+
+    init, notes = config.init, []
+    if (Path(config.output_dir) / "checkpoints").is_dir() and not is_evaluation:
+        return
+    if init.checkpoint or is_evaluation:
+        source = find_weights(Path(init.checkpoint or config.output_dir))
+        notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
+    elif init.text or init.image:
+        notes += load_public_weights(task.model, text=init.text, image=init.image)
+    for note in notes:
+        say(note)
+
+
+def save_initial(task: Task, output_dir: Path) -> None:
+    """The model as it stands before the first step."""
+    from utils.checkpoint import write_weights
+    from utils.distributed import is_main
+
+    if is_main():
+        write_weights(task.model.state_dict(), output_dir / "init_model.safetensors")
 
 
 def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluation: bool) -> dict[str, Any]:
@@ -256,7 +302,7 @@ def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluat
     from trainer import Trainer
 
     if is_evaluation:
-        return {"test": task.evaluate("test")}
+        return {"test": task.evaluate("test"), "train_seconds": 0.0}
     trainer = Trainer(
         config.train, task, config.optim, config.schedule, output_dir=config.output_dir, seed=config.seed, device=device
     )
@@ -267,7 +313,10 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
     """Final numbers, the page, the table, and the copy in the remote folder."""
     from utils.report import build_report, format_table
 
-    write_json(output_dir / "metrics.json", {"train_seconds": 0.0, **metrics, "total_seconds": round(seconds, 1)})
+    metrics["total_seconds"] = round(seconds, 1)
+    if "chance" in metrics["test"]:
+        metrics["chance"] = metrics["test"].pop("chance")
+    write_json(output_dir / "metrics.json", metrics)
     build_report(output_dir)
     print(format_table(metrics))
     if remote:

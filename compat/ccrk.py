@@ -7,62 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compat.ccrk_keys import (
+    IMAGE_KEYS,
+    KNOWN_KEYS,
+    MARKS,
+    MASK_KEYS,
+    MUST_BE_EMPTY,
+    MUST_BE_OFF,
+    PRECISIONS,
+    SWIN_BASE,
+    SWIN_BASE_WINDOW,
+    TEXT_SIZES,
+    WITHOUT_EFFECT,
+    XLM_ROBERTA_LARGE,
+)
 from compat.flags import nested
 from utils.config import ConfigError
-from utils.config_tree import Node, located, merge, plain, type_name
+from utils.config_tree import Node, plain, type_name
 from utils.registry import nearest
-
-MARKS = ("use_swin", "image_res", "schedular", "train_file", "vision_config", "text_num_hidden_layers")
-
-# The originals' configs that our own replace, by file name.
-OUR_CONFIG = {
-    "Pretrain.yaml": "configs/base/ccrk_pretrain.yaml",
-    "Pretrain_1m.yaml": "configs/ccrk/pretrain_1m.yaml",
-    "Pretrain_2m.yaml": "configs/ccrk/pretrain_2m.yaml",
-    "Pretrain_3m.yaml": "configs/ccrk/pretrain_3m.yaml",
-    "xFlickrCO.yaml": "configs/ccrk/xflickrco.yaml",
-    "xFlickrCO_fewshot.yaml": "configs/ccrk/xflickrco_fewshot.yaml",
-    "WIT.yaml": "configs/ccrk/wit.yaml",
-    **{f"Retrieval_multi30k_{x}_ft.yaml": f"configs/ccrk/retrieval_multi30k_{x}.yaml" for x in ("en", "de", "fr", "cs", "all")},
-    **{f"Retrieval_coco_{x}_ft.yaml": f"configs/ccrk/retrieval_coco_{x}.yaml" for x in ("en", "ja", "zh", "all")},
-}
-
-# The Swin sizes of the files configs/config_swinB_*.json that the originals' configs name.
-SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
-SWIN_BASE_WINDOW = {"config_swinB_224.json": 7, "config_swinB_384.json": 12, "config_swinB_480.json": 15}
-XLM_ROBERTA_LARGE = {
-    "vocab_size": 250002,
-    "hidden_size": 1024,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "pad_token_id": 1,
-}
-# Names of the same sizes in our text encoder.
-TEXT_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "mlp_width",
-    "max_position_embeddings": "max_positions",
-    "type_vocab_size": "num_token_types",
-    "layer_norm_eps": "layer_norm_eps",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "pad_token_id": "pad_id",
-}
-# Keys that change nothing in these systems, or that only say what the data shows.
-WITHOUT_EFFECT = {
-    "train_dataset_size", "print_broken_data", "patch_size", "regions", "images_mono", "texts_para", "mask_whole_word",
-    "use_tlm", "sample_2_captions", "calc_image_bbox_loss", "use_clip_vit", "is_xvlm_ckpt", "xvlm_ckpt_text_num_hidden_layers",
-}  # fmt: skip
-# Data and objectives of CCLM that have to be empty or off here.
-MUST_BE_EMPTY = ("train_file_regions", "train_file_mono", "train_file_text")
-MUST_BE_OFF = ("use_tlm", "sample_2_captions", "calc_image_bbox_loss", "use_clip_vit", "mask_whole_word")
 
 
 def is_original(tree: Node) -> bool:
@@ -100,23 +62,26 @@ class Original:
         return plain(node)
 
 
-def translate_config(tree: Node, path: Path, world_size: int, placeholders: Mapping[str, str]) -> tuple[Node, list[str]]:
+def translate_config(
+    tree: Node, path: Path, world_size: int, placeholders: Mapping[str, str]
+) -> tuple[Node, list[str]]:
     """Our tree for an original file, and the lines of notice. Batch sizes there are per process, ours over all."""
     original = Original(tree)
     notices: list[str] = []
     is_pretraining = "images" in tree.value
     _refuse_what_is_not_here(original)
+    batches = _batch_settings(original, world_size, is_pretraining)
+    data = _pretraining_data(original) if is_pretraining else _retrieval_data(original, placeholders)
     settings = {
         **_model_settings(original, path, is_pretraining),
         **_objective_settings(original, is_pretraining),
-        **(_pretraining_data(original, world_size) if is_pretraining else _retrieval_data(original, world_size, placeholders)),
+        **data,
+        **batches,
         **_text_settings(original),
-        **_optimizer_settings(original),
         **_training_settings(original, is_pretraining, notices),
     }
     for key in sorted(original.unread - WITHOUT_EFFECT):
-        known = set(tree.value) - original.unread | WITHOUT_EFFECT
-        raise _unknown(tree.value[key].place, key, key, known)
+        raise _unknown(tree.value[key].place, key, key, KNOWN_KEYS)
     return nested({key: value for key, value in settings.items() if value is not None}, tree.place), notices
 
 
@@ -158,6 +123,158 @@ def _model_settings(original: Original, path: Path, is_pretraining: bool) -> dic
         "init.image": vision.get("ckpt") if is_pretraining else None,
         "init.text": original.get("text_encoder") if is_pretraining else None,
     }
+
+
+def _objective_settings(original: Original, is_pretraining: bool) -> dict[str, Any]:
+    """Losses; the contrastive gradient is the originals' so that their numbers come out."""
+    if not is_pretraining:
+        return {"objectives": {"itc": {"gather": "local_slice"}, "itm": {}}}
+    contrastive = "one_to_k" if original.get("sample_n_captions") else "itc"
+    return {"objectives": {contrastive: {"gather": "local_slice"}, "itm": {}, "mlm": {}}}
+
+
+def _pretraining_data(original: Original) -> dict[str, Any]:
+    """Pictures with captions by language."""
+    images = original.section("images", IMAGE_KEYS)
+    if images.get("tokenized"):
+        place = original.tree.value["images"].place
+        raise ConfigError(f"{place}: 'images.tokenized: True' is not supported; allowed: False")
+    train = {
+        "name": "captioned_images",
+        "files": original.node("train_file"),
+        "image_key": images.get("image_key"),
+        "caption_key": images.get("caption_key"),
+        "languages": images.get("language_chosen"),
+        "caption_num": None if original.get("sample_n_captions") else 1,
+    }
+    mask = {ours: original.node(theirs) for theirs, ours in MASK_KEYS.items()}
+    return {"data.train": _given(train), "data.mask": _given(mask), "data.num_workers": images.get("num_workers")}
+
+
+def _retrieval_data(original: Original, placeholders: Mapping[str, str]) -> dict[str, Any]:
+    """Pairs of the three layouts; few-shot files hold `{}` for the language and the number of shots."""
+    words = tuple(placeholders.values())
+    train, val = original.get("train_file", []), original.get("val_file")
+    language = placeholders.get("lang", "en")
+    train = [_format(name, words, original, "train_file") for name in ([train] if isinstance(train, str) else train)]
+    if isinstance(val, str):
+        val = {language: _format(val, words, original, "val_file")}
+    layout = _layout(original, train)
+    max_words = 30 if layout["name"] == "image_text_pairs" else 80
+    # The few-shot files name no test set: the one watched while training is the test set of the language.
+    splits = {"val": val, "test": original.get("test_file") or val, "translated_test": original.get("gmt_test_file")}
+    data = {f"data.{split}": {**layout, "files": files, **_folds(files)} for split, files in splits.items() if files}
+    return {
+        "data.train": {**layout, "files": {language: train} if words else train},
+        **data,
+        "data.max_words": max_words,
+        "data.truncate": layout["name"] != "image_text_pairs",
+        "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
+        "data.num_workers": original.node("num_workers"),
+    }
+
+
+def _layout(original: Original, train: list[str]) -> dict[str, Any]:
+    """Which of the three kinds of records the files hold, and where their pictures are."""
+    root = original.get("image_root")
+    if isinstance(root, dict):
+        return {"name": "xflickrco", "flickr_root": root.get("flickr30k"), "coco_root": root.get("coco")}
+    return {"name": "image_text_pairs", "image_root": root} if root else {"name": "wit"}
+
+
+def _folds(files: dict[str, str]) -> dict[str, Any]:
+    """The original cuts these two files, known by their names, into five galleries of 1000 pictures."""
+    folded = {k: 5 for k, path in files.items() if any(f"mscoco/{x}.test.json" in str(path) for x in ("en", "ja"))}
+    return {"folds": folded} if folded else {}
+
+
+def _format(name: str, words: tuple[str, ...], original: Original, key: str) -> str:
+    wanted = name.count("{}")
+    if wanted > len(words):
+        place = original.tree.value[key].place
+        raise ConfigError(f"{place}: '{key}' has {wanted} places to fill; give --fewshot LANGUAGE,SHOTS")
+    return name.format(*words)
+
+
+def _batch_settings(original: Original, world_size: int, is_pretraining: bool) -> dict[str, Any]:
+    """Batch sizes: training ones count one process in the original and all of them here."""
+    batch_size = (
+        original.section("images", IMAGE_KEYS).get("batch_size") if is_pretraining else original.get("batch_size_train")
+    )
+    if batch_size is not None and not isinstance(batch_size, int):
+        raise ConfigError(
+            f"{original.tree.place}: the batch size must be a whole number, found {type_name(batch_size)}"
+        )
+    return {
+        "data.batch_size": batch_size and batch_size * world_size,
+        "evaluation.batch_size_image": original.node("batch_size_test"),
+        "evaluation.batch_size_text": original.node("batch_size_test_text"),
+        "evaluation.num_candidates": original.node("k_test"),
+    }
+
+
+def _text_settings(original: Original) -> dict[str, Any]:
+    return {
+        "data.tokenizer": original.node("text_encoder"),
+        "data.max_tokens": original.node("max_tokens"),
+        "data.max_words": original.node("max_words"),
+    }
+
+
+def _training_settings(original: Original, is_pretraining: bool, notices: list[str]) -> dict[str, Any]:
+    """Optimizer, schedule, precision, and when to evaluate and save."""
+    optimizer = original.section("optimizer", {"opt", "lr", "weight_decay", "lr_mult"})
+    schedule = original.section("schedular", {"sched", "lr", "epochs", "num_warmup_steps"})
+    for value, allowed, key in (
+        (optimizer.get("opt"), "adamW", "optimizer.opt"),
+        (schedule.get("sched"), "linear", "schedular.sched"),
+    ):
+        if value is not None and value != allowed:
+            place = original.tree.value[key.partition(".")[0]].place
+            raise ConfigError(f"{place}: '{key}' must be {allowed}, found {type_name(value)}")
+    return {
+        "optim.lr": schedule.get("lr", optimizer.get("lr")),
+        "optim.weight_decay": optimizer.get("weight_decay"),
+        "optim.flavour": "hf",
+        "optim.decays_vectors": True,
+        "optim.no_decay": ["bias", r"norm[12]?\.weight$"],
+        "optim.fresh_lr_multiplier": optimizer.get("lr_mult") if is_pretraining else None,
+        "schedule.warmup": schedule.get("num_warmup_steps"),
+        "train.epochs": schedule.get("epochs"),
+        "train.first_evaluation_epoch": original.node("start_eval"),
+        "train.eval_every_epochs": original.node("eval_interval"),
+        "train.save_every_epochs": original.node("ckpt_frequent"),
+        "train.save_every_steps": original.node("ckpt_frequent_step"),
+        **_accelerator_settings(original, is_pretraining, notices),
+    }
+
+
+def _accelerator_settings(original: Original, is_pretraining: bool, notices: list[str]) -> dict[str, Any]:
+    """Apex's keys in today's terms."""
+    known = {"SYNCBN", "FP16_OPT_LEVEL", "FP16_LOSS_SCALE", "RNG_SEED", "GRAD_ACCUMULATE_STEPS", "CLIP_GRAD_NORM"}
+    keys = original.section("accelerator", known)
+    if not keys:
+        return {}
+    level = keys.get("FP16_OPT_LEVEL", "O0")
+    if level not in PRECISIONS:
+        place = original.tree.value["accelerator"].place
+        raise ConfigError(
+            f"{place}: 'accelerator.FP16_OPT_LEVEL' cannot be {type_name(level)}; allowed: {', '.join(PRECISIONS)}"
+        )
+    clip, accumulate = keys.get("CLIP_GRAD_NORM", 0.0), keys.get("GRAD_ACCUMULATE_STEPS", 1)
+    notices.append(
+        f"accelerator: FP16_OPT_LEVEL {level} is precision {PRECISIONS[level]}, CLIP_GRAD_NORM {clip} and "
+        f"GRAD_ACCUMULATE_STEPS {accumulate} are kept; SYNCBN, FP16_LOSS_SCALE and RNG_SEED have no counterpart"
+    )
+    return {
+        "train.precision": PRECISIONS[level],
+        "train.clip_norm": max(0.0, float(clip)),
+        "train.accumulate": accumulate,
+    }
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _sizes(original: Original, key: str, path: Path) -> dict[str, Any]:

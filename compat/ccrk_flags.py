@@ -1,4 +1,4 @@
-"""CCRK's own flags, given through `--pret_para` and `--ft_para`, as settings (the names of the original in the tables)."""
+"""CCRK's own flags, given through `--pret_para` and `--ft_para`, as settings of ours."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ FINETUNING_FLAGS: dict[str, type | None] = {
 
 # How the one caption of an image is drawn that matching and masked language modelling see.
 POSITIVE_TEXT = {0: "uniform", 1: "probability", 2: "similarity"}
+EVERY_PAIR = 1_000_000_000  # more candidates than any gallery has: it is scored whole
 # Without --all_lan_eval the original's `--evaluate` covers these only.
 EVALUATED_LANGUAGES = ["en", "de", "ja", "zh"]
 
@@ -55,7 +56,12 @@ def translate_pretraining(text: str, world_size: int) -> Translation:
         settings["data.train.caption_num"] = given["caption_num"]
     if given.get("imgbsz"):
         settings["data.batch_size"] = given["imgbsz"] * world_size
-    for flag, key in (("lr", "optim.lr"), ("checkpoint", "init.checkpoint"), ("seed", "seed"), ("epoch", "train.epochs")):
+    for flag, key in (
+        ("lr", "optim.lr"),
+        ("checkpoint", "init.checkpoint"),
+        ("seed", "seed"),
+        ("epoch", "train.epochs"),
+    ):
         if given.get(flag):
             settings[key] = given[flag]
     _translate_objectives(given, result)
@@ -83,7 +89,9 @@ def _translate_objectives(given: dict[str, Any], result: Translation) -> None:
         gather = "none" if _switch(given, "itc_allgather") else "local_slice"
         settings[f"objectives.{contrastive}.gather"] = gather
     if _switch(given, "vicreg"):
-        result.notices.append("--vicreg only wrote three statistics to the log and never changed training; not computed")
+        result.notices.append(
+            "--vicreg only wrote three statistics to the log and never changed training; not computed"
+        )
     if given.get("sample_lan_file"):
         result.notices.append("--sample_lan_file is not written; the drawn languages do not change training")
 
@@ -96,17 +104,17 @@ def translate_finetuning(text: str) -> Translation:
     if given.get("eval_not_cross") and given.get("wo_cl"):
         raise ConfigError("command line: --ft_para: --eval_not_cross and --wo_cl exclude each other")
     if given.get("eval_not_cross"):
-        settings["evaluation.scores"] = "dual"
+        settings["evaluation.score"] = "dual"
     if given.get("wo_cl"):
-        settings["evaluation.scores"] = "all_pairs"
+        settings["evaluation.num_candidates"] = EVERY_PAIR
     if given.get("checkpoint_fmt"):
-        settings["evaluation.checkpoint_by_language"] = given["checkpoint_fmt"].replace("format", "{language}")
+        settings["init.checkpoint_by_language"] = given["checkpoint_fmt"].replace("format", "{language}")
         if not given.get("all_lan_eval"):
-            settings["evaluation.languages"] = EVALUATED_LANGUAGES
+            settings["data.languages"] = EVALUATED_LANGUAGES
     if given.get("text_encoder"):
         settings["data.tokenizer"] = given["text_encoder"]
     if given.get("zs"):
-        settings |= {"train.epochs": 1, "train.first_evaluation_epoch": 0}
+        settings |= {"train.epochs": 1, "train.first_evaluation_epoch": 0, "train.eval_every_epochs": 1}
     if given.get("model_cap"):
         result.notices.append("--model_cap named the original's rank files; ranks are written to output_dir here")
     if given.get("calcu"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compat import ccrk, ccrk_flags
-from compat.flags import Translation, split_fewshot, translate_run_flags
+from compat.ccrk_keys import OUR_CONFIG
+from compat.flags import split_fewshot, translate_run_flags
 from compat.processes import Processes
 from utils.config import ConfigError
 from utils.config_tree import Node, fill_placeholders, join, parse_override, read_file, read_tree
@@ -52,18 +53,21 @@ def find_config(
     if not named:
         raise ConfigError(f"{COMMAND_LINE}: task '{task}' has no default configuration; name one with --config")
     path = _locate(named, root)
-    if not path.is_file():
-        ours = ccrk.OUR_CONFIG.get(path.name)
-        if ours is None:
-            return path
+    ours = OUR_CONFIG.get(path.name)
+    if not path.is_file() and ours:
         path = _locate(ours, root)
         notices.append(f"{named} is not here; using {ours}, which holds the same settings")
-    if arguments.fewshot and not path.stem.endswith(FEWSHOT_SUFFIX):
-        sibling = path.with_name(path.stem + FEWSHOT_SUFFIX + path.suffix)
-        if not sibling.is_file():
-            raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
-        path = sibling
-    return path
+    if (
+        not arguments.fewshot
+        or not path.is_file()
+        or path.stem.endswith(FEWSHOT_SUFFIX)
+        or "{lang}" in path.read_text()
+    ):
+        return path
+    sibling = path.with_name(path.stem + FEWSHOT_SUFFIX + path.suffix)
+    if not sibling.is_file():
+        raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
+    return sibling
 
 
 def _locate(named: str, root: Path) -> Path:
@@ -93,12 +97,13 @@ def _read(path: Path, world: int, placeholders: Mapping[str, str], notices: list
 
 
 def _use_translated_tests(tree: Node, path: Path) -> Node:
+    """The tree with `data.translated_test` in the place of `data.test`."""
     data = tree.value.get("data", Node({}, ""))
-    files = data.value.get("translated_test")
+    files = data.value.get("translated_test") if isinstance(data.value, dict) else None
     if files is None or not files.value:
-        raise ConfigError(f"{path}: --gmt needs 'data.translated_test', the test files translated to English")
-    data = Node({**data.value, "test": files, "translated_test": Node({}, files.place)}, data.place)
-    return Node({**tree.value, "data": data}, tree.place)
+        raise ConfigError(f"{path}: --gmt needs 'data.translated_test', the test captions translated to English")
+    data = replace(data, value={**data.value, "test": files})
+    return replace(tree, value={**tree.value, "data": data})
 
 
 def _check_load_ckpt_from(arguments: Namespace, task: str | None) -> list[str]:
@@ -134,6 +139,3 @@ def _lay_flags_over(
 def _setting_flags(arguments: Namespace, task: str | None) -> dict[str, object]:
     names = ("output_dir", "checkpoint", "bs", "epoch", "lr", "seed")
     return {"task": task, **{name: getattr(arguments, name) for name in names}}
-
-
-__all__ = ["Plan", "Translation", "find_config", "settle"]

@@ -16,7 +16,7 @@ SWITCH = None  # a flag without a value
 
 @dataclass
 class Translation:
-    """What flags come to: settings by dotted key, lines that the user should read, and things to do instead of training."""
+    """What flags come to: settings by dotted key, lines for the user to read, and things to do instead of training."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ def translate_run_flags(
     lr: float | None,
     seed: int | None,
 ) -> Translation:
-    """The flags of run.py that are settings. -1 for --bs and --epoch and 0 for --lr keep the file's value, as they did."""
+    """The flags of run.py that are settings. As ever, -1 for --bs and --epoch and 0 for --lr keep the file's value."""
     given = {
         "task": task,
         "output_dir": output_dir,
@@ -95,7 +95,11 @@ def translate_run_flags(
         "optim.lr": None if lr == 0 else lr,
         "seed": seed,
     }
-    for flag, value in (("--bs", given["data.batch_size"]), ("--epoch", given["train.epochs"]), ("--lr", given["optim.lr"])):
+    for flag, value in (
+        ("--bs", given["data.batch_size"]),
+        ("--epoch", given["train.epochs"]),
+        ("--lr", given["optim.lr"]),
+    ):
         if value is not None and value <= 0:
             raise ConfigError(f"command line: {flag} must be above 0, found {value}")
     return Translation({key: value for key, value in given.items() if value is not None})

@@ -71,7 +71,7 @@ def choose_nodes(
     environment: Mapping[str, str],
     slurm: tuple[int, int, str] | None,
 ) -> Processes:
-    """The machines of a run: one, or for `--dist all` those that flags, variables or SLURM (number, own, first) name."""
+    """The machines of a run: one, or for `--dist all` those that flags, variables or SLURM (count, own, first) name."""
     if port is not None and not 0 < port < 65536:
         raise ConfigError(f"command line: --port must be in 1 ... 65535, found {port}")
     if dist != "all" and (nnodes or 1) == 1:
@@ -106,7 +106,9 @@ def _parse_device(device: str) -> tuple[int, ...]:
     if re.fullmatch(r"c[1-9]\d*", text):
         return tuple(range(int(text[1:])))
     if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
-        raise ConfigError(f"command line: --device '{device}' is not understood; allowed: numbers as 0,2,3 or cN (0 ... N-1)")
+        raise ConfigError(
+            f"command line: --device '{device}' is not understood; allowed: numbers as 0,2,3 or cN (0 ... N-1)"
+        )
     numbers = tuple(int(number) for number in text.split(","))
     if len(set(numbers)) != len(numbers):
         raise ConfigError(f"command line: --device '{device}' names a GPU twice")

@@ -1,7 +1,8 @@
-"""The whole configuration: composed of the `Config` of every part, each of which sits beside the class it configures."""
+"""The whole configuration, composed of the `Config` of every part; each sits beside the class it configures."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from scheduler import ScheduleConfig
 from tasks import TASKS
 from tasks.retrieval import RetrievalEvaluation
 from trainer import TrainConfig
+from utils.config import load_config
 from utils.registry import unknown_name_message
 
 
@@ -21,6 +23,7 @@ class InitConfig:
     """Where weights come from before the first step; everything not named starts fresh."""
 
     checkpoint: str = ""  # a checkpoint of ours, or a released file of an original system
+    checkpoint_by_language: str = ""  # evaluation: one for each language, {language} stands for its name
     text: str = ""  # folder of a BERT, RoBERTa or XLM-R model from Hugging Face
     image: str = ""  # file of a Swin or ViT, in the original or the timm layout
     allow_missing: list[str] = field(default_factory=list)  # beginnings of names that a checkpoint may lack
@@ -50,3 +53,8 @@ class Config:
                 raise ValueError(f"objectives.{name} needs model.text_fusion")
         if "mlm" in self.objectives and not self.model.has_masked_language_head:
             raise ValueError("objectives.mlm needs model.has_masked_language_head: true")
+
+
+def load_settings(path: str | os.PathLike) -> Config:
+    """The configuration in one of our files."""
+    return load_config(Config, path)

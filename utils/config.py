@@ -50,8 +50,8 @@ def to_tree(instance: Any) -> Any:
     """Nested dicts, lists and scalars; `build` turns them back into an equal instance."""
     if dataclasses.is_dataclass(instance):
         names = [field.name for field in dataclasses.fields(instance) if field.init]
-        if "name" not in names and "name" in vars(instance):
-            names.insert(0, "name")
+        if "name" in vars(instance):
+            names = ["name", *(name for name in names if name != "name")]
         return {name: to_tree(getattr(instance, name)) for name in names}
     if isinstance(instance, Mapping):
         return {str(key): to_tree(value) for key, value in instance.items()}

@@ -66,8 +66,8 @@ def plain(tree: Tree) -> Any:
 def merge(base: Node, child: Node) -> Node:
     """The child's settings over the inherited ones, section by section.
 
-    What a section inherits from one of another `name` is marked stale. A bare string over a section with a name is short
-    for that name, and the other way round.
+    What a section inherits from one of another `name` is marked stale. A bare string over a section with a name is
+    short for that name, and the other way round.
     """
     if isinstance(base.value, dict) and "name" in base.value and isinstance(child.value, str):
         child = Node({"name": child}, child.place)
@@ -85,15 +85,14 @@ def merge(base: Node, child: Node) -> Node:
 
 
 def fill_placeholders(tree: Node, values: Mapping[str, str]) -> Node:
-    """The tree with `{key}` in every string replaced; strings without a known key stay as they are."""
+    """The tree with `{key}` in every key and string replaced; strings without a known key stay as they are."""
     value = tree.value
     if isinstance(value, dict):
-        value = {key: fill_placeholders(node, values) for key, node in value.items()}
+        value = {_fill(key, values): fill_placeholders(node, values) for key, node in value.items()}
     elif isinstance(value, list):
         value = [fill_placeholders(node, values) for node in value]
     elif isinstance(value, str):
-        for key, text in values.items():
-            value = value.replace("{" + key + "}", text)
+        value = _fill(value, values)
     return replace(tree, value=value)
 
 
@@ -167,6 +166,12 @@ def type_name(value: Any) -> str:
     if isinstance(value, str):
         return f"the string '{value}'"
     return "a section" if isinstance(value, Mapping) else "a list" if isinstance(value, Sequence) else repr(value)
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    for key, value in values.items():
+        text = text.replace("{" + key + "}", value)
+    return text
 
 
 def _read_with_bases(path: Path, place: str, above: tuple[Path, ...]) -> Node:

@@ -13,7 +13,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "timm", "transformers", "tokenizers", "safetensors", "numpy", "ruamel.yaml", "opencv-python-headless")
+PACKAGES = (
+    "torch",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "ruamel.yaml",
+    "opencv-python-headless",
+)
 FINGERPRINT_BYTES = 1 << 20
 
 
@@ -48,7 +57,9 @@ def fingerprint(path: str) -> dict[str, Any]:
     """Size and a SHA-256 of a file's first and last MiB; for a folder the number of files and their total size."""
     place = Path(path)
     if place.is_dir():
-        sizes = sorted((str(file.relative_to(place)), file.stat().st_size) for file in place.rglob("*") if file.is_file())
+        sizes = sorted(
+            (str(file.relative_to(place)), file.stat().st_size) for file in place.rglob("*") if file.is_file()
+        )
         digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
         return {"path": path, "num_files": len(sizes), "bytes": sum(size for _, size in sizes), "names_sha256": digest}
     if not place.is_file():

@@ -37,7 +37,9 @@ def test_gathering_is_switched_off_by_one():
 def test_the_easy_form_trades_one_to_k_for_the_plain_contrastive_loss():
     translation = pretraining("--cclm_easy 1 --caption_num 1 --itc_allgather 1")
     assert translation.settings["objectives.one_to_k"] is None
-    assert translation.settings["objectives.itc.gather"] == "none" and translation.settings["data.train.caption_num"] == 1
+    assert (
+        translation.settings["objectives.itc.gather"] == "none" and translation.settings["data.train.caption_num"] == 1
+    )
     assert translation.notices == []
     assert "add --caption_num 1" in pretraining("--cclm_easy 1").notices[0]
 
@@ -54,17 +56,17 @@ def test_logs_that_never_changed_training_are_told():
 
 
 def test_evaluation_flags():
-    assert translate_finetuning("--eval_not_cross").settings == {"evaluation.scores": "dual"}
-    assert translate_finetuning("--wo_cl").settings == {"evaluation.scores": "all_pairs"}
+    assert translate_finetuning("--eval_not_cross").settings == {"evaluation.score": "dual"}
+    assert translate_finetuning("--wo_cl").settings == {"evaluation.num_candidates": 1_000_000_000}
     assert translate_finetuning("--text_encoder data/x").settings == {"data.tokenizer": "data/x"}
 
 
 def test_a_checkpoint_per_language():
     text = " --model_cap ccrk_3m_10lan --checkpoint_fmt output/xflickrco/format/checkpoint_best.pth"
     settings = translate_finetuning(text).settings
-    assert settings["evaluation.checkpoint_by_language"] == "output/xflickrco/{language}/checkpoint_best.pth"
-    assert settings["evaluation.languages"] == EVALUATED_LANGUAGES
-    assert "evaluation.languages" not in translate_finetuning(text + " --all_lan_eval").settings
+    assert settings["init.checkpoint_by_language"] == "output/xflickrco/{language}/checkpoint_best.pth"
+    assert settings["data.languages"] == EVALUATED_LANGUAGES
+    assert "data.languages" not in translate_finetuning(text + " --all_lan_eval").settings
 
 
 @pytest.mark.parametrize(
@@ -127,4 +129,7 @@ def test_flags_out_of_range_are_told():
 
 
 def test_dotted_settings_become_sections():
-    assert plain(nested({"a.b": 1, "a.c.d": [2], "e": {"f": None}}, "x")) == {"a": {"b": 1, "c": {"d": [2]}}, "e": {"f": None}}
+    assert plain(nested({"a.b": 1, "a.c.d": [2], "e": {"f": None}}, "x")) == {
+        "a": {"b": 1, "c": {"d": [2]}},
+        "e": {"f": None},
+    }

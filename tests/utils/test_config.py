@@ -228,6 +228,8 @@ def test_a_plain_dict_builds_too():
 
 
 def test_placeholders_are_filled_where_known(tmp_path):
-    tree = read_tree(write(tmp_path, "c.yaml", "files: ['{lang}/train_{shots}.jsonl', '{other}']\nsteps: 1\n"))
+    tree = read_tree(
+        write(tmp_path, "c.yaml", "files: {'{lang}': ['{lang}/train_{shots}.jsonl', '{other}']}\nsteps: 1\n")
+    )
     filled = plain(fill_placeholders(tree, {"lang": "de", "shots": "100"}))
-    assert filled == {"files": ["de/train_100.jsonl", "{other}"], "steps": 1}
+    assert filled == {"files": {"de": ["de/train_100.jsonl", "{other}"]}, "steps": 1}
