@@ -49,17 +49,23 @@ class PairsConfig:
 
     files: dict[str, str | list[str]] | list[str]
     limit: int = 0  # only that many records of each language; 0 takes all
-    folds: int = 1  # evaluation: contiguous parts of the pictures, each searched alone, numbers averaged
+    # Evaluation: contiguous parts of the pictures, each searched alone, numbers averaged; for all languages or by language.
+    folds: int | dict[str, int] = 1
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files is empty; name a file per language, such as {en: train.en.json}")
-        if self.limit < 0 or self.folds < 1:
+        folds = self.folds.values() if isinstance(self.folds, dict) else [self.folds]
+        if self.limit < 0 or any(number < 1 for number in folds):
             raise ValueError(f"limit must be at least 0 and folds at least 1; found {self.limit} and {self.folds}")
 
     def clean(self, caption: Any, max_words: int) -> str:
         """The cleaned caption; BadRecord when nothing is left."""
         return clean(caption, max_words)
+
+    def num_folds(self, language: str) -> int:
+        """Parts that the pictures of a language are searched in."""
+        return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
 
     def files_by_language(self) -> dict[str, list[str]]:
         files = self.files if isinstance(self.files, dict) else {UNKNOWN_LANGUAGE: list(self.files)}
@@ -146,7 +152,7 @@ class ImageTextPairs:
         found = {}
         for language, part in self.parts.items():
             reader = ImageReader(part.read_image, part.records.where, self.preprocessing, bad_records, num_threads)
-            folds = split_folds(self._items(part), self.config.folds)
+            folds = split_folds(self._items(part), self.config.num_folds(language))
             found[language] = [build_gallery(language, items, reader) for items in folds]
         return found
 

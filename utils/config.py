@@ -229,13 +229,23 @@ def _build_dataclass(schema: type, node: Node, key: str) -> Any:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in node.value:
             raise ConfigError(f"{node.place}: '{_join_key(key, name)}' is missing; it has no default")
-    values = {name: _build(hints[name], item, _join_key(key, name)) for name, item in node.value.items()}
+    given = {name: _with_default_name(fields[name], hints[name], item) for name, item in node.value.items()}
+    values = {name: _build(hints[name], item, _join_key(key, name)) for name, item in given.items()}
     try:
         return schema(**values)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{node.place}: {key + ': ' if key else ''}{error}") from error
+
+
+def _with_default_name(field: dataclasses.Field, kind: Any, node: Node) -> Node:
+    """A section without a name means the choice that the schema makes by default."""
+    is_nameless = isinstance(node.value, dict) and "name" not in node.value
+    if not is_nameless or get_origin(kind) is not Annotated or field.default_factory is dataclasses.MISSING:
+        return node
+    name = Node(field.default_factory().name, node.place)
+    return dataclasses.replace(node, value={"name": name, **node.value})
 
 
 @functools.cache

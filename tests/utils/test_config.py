@@ -50,6 +50,7 @@ class Settings:
     steps: int
     schedule: Schedule = field(default_factory=Schedule)
     tower: Annotated[Any, TOWERS] = field(default_factory=Tower.Config)
+    chosen: Annotated[Any, TOWERS] | None = None
     optim: Optim = field(default_factory=Optim)
     parts: dict[str, Annotated[Any, TOWERS]] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
@@ -119,7 +120,7 @@ def test_types_are_read_as_the_schema_says(tmp_path):
             "steps: 1\ntower:\n  name: towr\n",
             "c.yaml:3: 'tower': unknown tower 'towr'; did you mean 'tower'? allowed: tower, plain",
         ),
-        ("steps: 1\ntower:\n  image_size: 3\n", "c.yaml:2: 'tower' has no 'name'; allowed names: tower, plain"),
+        ("steps: 1\nchosen:\n  image_size: 3\n", "c.yaml:2: 'chosen' has no 'name'; allowed names: tower, plain"),
         (
             "steps: 1\n\ntower:\n  name: tower\n  image_size: 30\n",
             "c.yaml:3: tower: image_size 30 is not a multiple of patch_size 16",
@@ -181,6 +182,10 @@ def test_another_name_inherits_nothing_of_the_section(tmp_path):
     assert load(tmp_path, "base: base.yaml\n", "tower.name=plain").tower == Plain.Config()
     assert load(tmp_path, "base: base.yaml\ntower: tower\n").tower.image_size == 32
     assert load(tmp_path, "base: base.yaml\ntower: {patch_size: 8}\n").tower == Tower.Config("tower", 32, 8)
+
+
+def test_a_section_without_a_name_is_the_default_choice(tmp_path):
+    assert load(tmp_path, "steps: 1", "tower.image_size=48").tower == Tower.Config(image_size=48)
 
 
 def test_a_section_that_only_has_a_name_keeps_what_it_inherits(tmp_path):

@@ -1,0 +1,153 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run
+from compat.command import find_config, settle
+from compat.processes import Processes
+from tasks import DEFAULT_CONFIG, TASKS
+from utils.config import ConfigError
+from utils.config_tree import plain
+
+ROOT = Path(run.__file__).parent
+
+
+def command(*words, cwd=ROOT):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def settled(words, processes=None):
+    return settle(run.parse(words.split()), processes or Processes(), DEFAULT_CONFIG, ROOT)
+
+
+def test_help_comes_at_once():
+    started = time.monotonic()
+    done = command("--help")
+    assert done.returncode == 0 and "--pret_para" in done.stdout and "75 stopped" in done.stdout
+    assert time.monotonic() - started < 2  # a machine at rest needs 0.05 s; importing torch alone takes longer
+
+
+def test_the_task_list_names_class_and_config():
+    done = command("--task", "list")
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert done.returncode == 0 and [row[0] for row in rows] == TASKS.names()
+    assert [row[1] for row in rows] == [TASKS.target(name) for name in TASKS.names()]
+    assert [row[2] for row in rows] == [DEFAULT_CONFIG[name] for name in TASKS.names()]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "run.py: --task is missing; --task list prints what there is"),
+        (["--task", "pretrain", "--chekpoint", "x"], "run.py: unknown flag --chekpoint; did you mean --checkpoint?"),
+        (["--task", "pretrain", "--bs", "many"], "run.py: argument --bs: invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        run.main(words)
+    assert left.value.code == 2 and capsys.readouterr().err == message + "\n"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--task pretrian", "unknown task 'pretrian'; did you mean 'pretrain'? allowed: pretrain, "),
+        ("--task wit --config configs/absent.yaml", "configs/absent.yaml: no such file"),
+        ("--task wit --fewshot de,many", "--fewshot expects LANGUAGE or LANGUAGE,SHOTS as de,100; found 'de,many'"),
+        ("--task wit --fewshot de", "--fewshot needs"),
+        ("--task wit --dist 7", "unknown --dist '7'; allowed: 1, all, f4, l4, gpuN"),
+        ("--task wit seed", "expected 'section.key=value', found 'seed'"),
+        ("--task pretrain --pret_para --caption_num=x", "--pret_para: --caption_num must be a whole number, found 'x'"),
+        ("--task wit --bs 0", "--bs must be above 0, found 0"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(words, message, capsys):
+    assert run.main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("run.py: error: ") and said.count("\n") == 1
+
+
+def test_settings_stand_anywhere_between_flags():
+    parsed = run.parse("a.b=1 --task wit c=2 --evaluate d=-3".split())
+    assert parsed.settings == ["a.b=1", "c=2", "d=-3"] and parsed.evaluate and parsed.task == "wit"
+
+
+def test_a_string_of_flags_may_begin_with_dashes():
+    assert run.parse(["--task", "wit", "--ft_para", "--eval_not_cross"]).ft_para == "--eval_not_cross"
+    assert run.parse(["--task", "wit", "--rank", "1"]).node_rank == 1
+
+
+def test_file_then_flags_then_settings(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 1\noptim: {lr: 1.0}\ndata: {batch_size: 1}\n")
+    words = f"--task wit --config {file} --seed 2 --lr 2 --bs 2 optim.lr=3"
+    tree = plain(settled(words).tree)
+    assert tree["seed"] == 2 and tree["optim"]["lr"] == 3 and tree["data"]["batch_size"] == 2 and tree["task"] == "wit"
+
+
+def test_few_shots_choose_the_sibling_and_fill_its_names(tmp_path):
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    (tmp_path / "x_fewshot.yaml").write_text("output_dir: 'o/{lang}_{shots}'\n")
+    tree = plain(settled(f"--task xflickrco --config {tmp_path}/x.yaml --fewshot de,100").tree)
+    assert tree["output_dir"] == "o/de_100"
+
+
+def test_a_batch_of_one_process_counts_for_all_of_them():
+    words = ["--task", "pretrain", "--pret_para", "--imgbsz 32"]
+    plan = settle(run.parse(words), Processes(nproc=2, nnodes=2), DEFAULT_CONFIG, ROOT)
+    assert plain(plan.tree)["data"]["batch_size"] == 128
+
+
+def test_flags_of_the_other_kind_of_task_are_told():
+    assert (
+        "--ft_para does not belong to the task pretrain; it is not used"
+        in settled("--task pretrain --ft_para --zs").notices
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("configs/Pretrain_3m.yaml", "configs/ccrk/pretrain_3m.yaml"),
+        ("configs/cclm-base-ft/Retrieval_multi30k_cs_ft.yaml", "configs/ccrk/retrieval_multi30k_cs.yaml"),
+        ("configs/cclm-base-ft/Retrieval_coco_all_ft.yaml", "configs/ccrk/retrieval_coco_all.yaml"),
+    ],
+)
+def test_the_originals_paths_lead_to_our_files(theirs, ours):
+    notices = []
+    path = find_config(run.parse(["--task", "pretrain", "--config", theirs]), "pretrain", DEFAULT_CONFIG, ROOT, notices)
+    assert path.resolve() == ROOT / ours and ours in notices[0]
+
+
+def test_a_file_of_the_user_at_an_originals_path_is_read_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/Pretrain_3m.yaml").write_text("seed: 5\n")
+    assert plain(settled("--task pretrain --config configs/Pretrain_3m.yaml").tree)["seed"] == 5
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    run.write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        run.write_json(tmp_path / "a.json", {"x": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_the_default_config_of_every_task_exists():
+    assert set(DEFAULT_CONFIG) == set(TASKS.names())
+    for name, path in DEFAULT_CONFIG.items():
+        assert (ROOT / path).is_file(), name
+
+
+def test_missing_default_is_told():
+    with pytest.raises(ConfigError, match="task 'wit' has no default configuration; name one with --config"):
+        settle(run.parse(["--task", "wit"]), Processes(), {"wit": ""}, ROOT)
