@@ -116,6 +116,11 @@ class Loader:
         return self.layout.count_batches(0)
 
     @property
+    def batch_size(self) -> int:
+        """Records of a batch over all ranks."""
+        return self.layout.batch_size
+
+    @property
     def num_remaining(self) -> int:
         """Batches left in the current epoch."""
         return self.layout.count_batches(self.consumed)

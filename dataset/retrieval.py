@@ -49,7 +49,7 @@ class PairsConfig:
 
     files: dict[str, str | list[str]] | list[str]
     limit: int = 0  # only that many records of each language; 0 takes all
-    # Evaluation: contiguous parts of the pictures, each searched alone, numbers averaged; for all languages or by language.
+    # Evaluation: contiguous parts of the pictures, each searched alone, numbers averaged; for all or by language.
     folds: int | dict[str, int] = 1
 
     def __post_init__(self) -> None:
