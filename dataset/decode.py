@@ -86,7 +86,7 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with _open_with_pillow(data) as image:
         try:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
         except Exception as error:  # as above
             is_cut = isinstance(error, (OSError, EOFError)) and "truncated" in str(error).lower()
             reason = "truncated image" if is_cut else "unreadable image"

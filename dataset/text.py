@@ -90,16 +90,17 @@ def load_tokenizer(path: str | os.PathLike) -> TextTokenizer:
         raise FileNotFoundError(f"{path}: no such tokenizer; allowed: folder, *.json[.gz], *.txt, *.model")
     file = _find_tokenizer_file(path) if path.is_dir() else path
     try:
-        if file.name.endswith((".json", ".json.gz")):
-            content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-            return TextTokenizer(Tokenizer.from_buffer(content), str(file))
-        if file.suffix == ".txt":
-            return TextTokenizer(_wordpiece(file), str(file))
-        return TextTokenizer(_sentencepiece(file.parent), str(file))
-    except ValueError:
-        raise
+        tokenizer = _read_tokenizer(file)
     except Exception as error:  # the Rust side raises plain Exception for a broken file
-        raise ValueError(f"{file}: not a tokenizer; {str(error)[:200]}") from error
+        raise ValueError(f"{file}: not a tokenizer; {type(error).__name__}: {str(error)[:200]}") from error
+    return TextTokenizer(tokenizer, str(file))
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    if file.name.endswith((".json", ".json.gz")):
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        return Tokenizer.from_buffer(content)
+    return _wordpiece(file) if file.suffix == ".txt" else _sentencepiece(file.parent)
 
 
 def _find_tokenizer_file(folder: Path) -> Path:

@@ -36,7 +36,7 @@ def base64_of(data):
 
 def write_lines(path, records):
     """JSON lines; a string is written as it is."""
-    lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
