@@ -39,6 +39,9 @@ class CaptionedImages:
         caption_key: str = "caption"
         languages: list[str] = field(default_factory=list)  # order is kept; none: those of the first record, sorted
         caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
+        keep_images: bool = (
+            False  # prepared pictures stay in memory: for small sets whose transform starts with a resize
+        )
         missing_language: Literal["skip", "keep"] = "skip"  # what happens to a picture that lacks a language
 
         def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class CaptionedImages:
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
         self.config, self.preprocessing = config, preprocessing
         self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        self._prepared: dict[int, Any] = {}
         self.languages = list(config.languages) or find_languages(self.records, config.caption_key)
         if config.caption_num > len(self.languages):
             found = ", ".join(self.languages)
@@ -74,10 +78,9 @@ class CaptionedImages:
         record = self.records.read(index)
         captions = self._captions(record, generator)
         value = _as_value(find_image(record, self.config.image_key))
-        data = read_image(value, self.config.image_root, self.preprocessing.files)
         texts = self.preprocessing.encode(list(captions.values()))
         return Sample(
-            image=self.preprocessing.transform(data, generator),
+            image=self.preprocessing.transform.finish(self._prepare(index, value), generator),
             image_id=stable_id(image_key(value)),
             texts=texts,
             languages=list(captions),
@@ -110,6 +113,16 @@ class CaptionedImages:
         """The encoded picture of a record."""
         value = find_image(self.records.read(index), self.config.image_key)
         return read_image(value, self.config.image_root, self.preprocessing.files)
+
+    def _prepare(self, index: int, value: str) -> Any:
+        """The picture of a record as the transform's first half leaves it."""
+        if index in self._prepared:
+            return self._prepared[index]
+        data = read_image(value, self.config.image_root, self.preprocessing.files)
+        prepared = self.preprocessing.transform.prepare(data)
+        if self.config.keep_images:
+            self._prepared[index] = prepared
+        return prepared
 
     def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[int, str]:
         """Cleaned captions by language number, in the order of the languages."""

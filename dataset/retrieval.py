@@ -59,6 +59,9 @@ class PairsConfig:
         if self.limit < 0 or any(number < 1 for number in folds):
             raise ValueError(f"limit must be at least 0 and folds at least 1; found {self.limit} and {self.folds}")
 
+    def folds_of(self, language: str) -> int:
+        return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
+
     def clean(self, caption: Any, max_words: int) -> str:
         """The cleaned caption; BadRecord when nothing is left."""
         return clean(caption, max_words)

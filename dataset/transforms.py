@@ -1,6 +1,7 @@
 """From an encoded picture to a (3, S, S) uint8 array: the crops of training and the plain resize of evaluation.
 
-Every transform is called with the encoded bytes and the sample's own random generator.
+A transform has two halves: `prepare` is the same every time, so its outcome can be kept; `finish` draws from the
+sample's own random generator. Calling the transform does both.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -28,7 +29,17 @@ class Transform(Protocol):
 
     image_size: int
 
+    def prepare(self, data: bytes) -> Any: ...
+    def finish(self, prepared: Any, generator: np.random.Generator) -> np.ndarray: ...
     def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray: ...
+
+
+class TwoHalves:
+    """Calls one half after the other."""
+
+    def __call__(self, data: bytes, generator: np.random.Generator | None = None) -> np.ndarray:
+        """(3, S, S) uint8 of an encoded picture."""
+        return self.finish(self.prepare(data), generator)
 
 
 class Box(NamedTuple):
@@ -93,7 +104,7 @@ def channels_first(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-class AugmentedCrop:
+class AugmentedCrop(TwoHalves):
     """Random crop, flip and random augmentation: the training transform of CCLM and CCRK."""
 
     @dataclass
@@ -117,9 +128,12 @@ class AugmentedCrop:
     def __init__(self, config: Config, image_size: int) -> None:
         self.config, self.image_size = config, image_size
 
-    def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray:
-        """(3, S, S) uint8 of an encoded picture."""
-        encoded = open_image(data)
+    def prepare(self, data: bytes) -> EncodedImage:
+        """The picture as it is: which part is decoded, and how large, is drawn later."""
+        return open_image(data)
+
+    def finish(self, encoded: EncodedImage, generator: np.random.Generator) -> np.ndarray:
+        """(3, S, S) uint8: a random part, flipped or not, augmented."""
         box = draw_crop(encoded.height, encoded.width, self.config.scale, generator)
         image = crop_and_resize(encoded, box, self.image_size)
         if generator.random() < self.config.flip_prob:
@@ -134,7 +148,7 @@ class AugmentedCrop:
         return channels_first(image)
 
 
-class Resize:
+class Resize(TwoHalves):
     """The whole picture at the asked size, aspect ratio not kept: every system's evaluation transform."""
 
     @dataclass
@@ -144,12 +158,16 @@ class Resize:
     def __init__(self, config: Config, image_size: int) -> None:
         self.image_size = image_size
 
-    def __call__(self, data: bytes, generator: np.random.Generator | None = None) -> np.ndarray:
-        """(3, S, S) uint8 of an encoded picture, the same bits as Pillow's bicubic resize."""
+    def prepare(self, data: bytes) -> np.ndarray:
+        """(3, S, S) uint8, the same bits as Pillow's bicubic resize."""
         return channels_first(resize_like_pillow(decode_image(data), self.image_size))
 
+    def finish(self, image: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """The image itself: nothing is drawn."""
+        return image
 
-class Shift:
+
+class Shift(TwoHalves):
     """The whole picture, moved by a few pixels: for small drawings whose left and right carry meaning."""
 
     @dataclass
@@ -165,8 +183,12 @@ class Shift:
     def __init__(self, config: Config, image_size: int) -> None:
         self.config, self.image_size = config, image_size
 
-    def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray:
-        """(3, S, S) uint8 of an encoded picture."""
-        image, limit = resize(decode_image(data), self.image_size), self.config.max_shift
+    def prepare(self, data: bytes) -> np.ndarray:
+        """The whole picture (S, S, 3)."""
+        return resize(decode_image(data), self.image_size)
+
+    def finish(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """(3, S, S) uint8: the picture moved by up to max_shift pixels in each direction."""
+        limit = self.config.max_shift
         down, right = generator.integers(-limit, limit + 1, size=2).tolist()
         return channels_first(shift(image, down, right, self.config.fill))

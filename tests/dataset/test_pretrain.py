@@ -114,6 +114,13 @@ def test_batches_are_image_major(tmp_path):
     assert batch.to("cpu").texts.lengths == batch.texts.lengths
 
 
+def test_kept_pictures_are_the_same_pictures(tmp_path):
+    dataset = open_dataset(tmp_path, [{"caption": CAPTIONS, "image_path": "a.png"}], keep_images=True)
+    first = read(dataset).image
+    (tmp_path / "a.png").unlink()
+    assert np.array_equal(read(dataset).image, first)
+
+
 def test_lines_of_captions_are_galleries_too(tmp_path):
     records = [
         {"caption": CAPTIONS, "image_path": "a.png"},

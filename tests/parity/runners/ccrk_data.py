@@ -39,8 +39,11 @@ class ImageSize:
 
     image_size = 1
 
-    def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray:
+    def prepare(self, data: bytes) -> np.ndarray:
         return np.array(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1::-1])
+
+    def finish(self, size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return size
 
 
 def run_augmentation_ops(case: Path) -> None:
