@@ -15,7 +15,7 @@ SLOTS, MEAN_USED = 12, 5
 
 def run(options: Options) -> list[Result]:
     """Row A8."""
-    texts, width, vocabulary = (4, 16, 500) if options.is_small else (32, 1024, 250_002)
+    texts, width, vocabulary = (4, 16, 500) if options.is_small else (128, 1024, 250_002)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(texts * SLOTS, width, generator=generator)
     weight = (torch.randn(vocabulary, width, generator=generator) * 0.02).requires_grad_()
