@@ -50,6 +50,11 @@ class DataConfig:
         for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        for split in ("val", "test"):
+            files = getattr(getattr(self, split), "files", None)
+            absent = [name for name in self.languages if isinstance(files, dict) and name not in files]
+            if absent:
+                raise ValueError(f"languages: {split} has no {', '.join(absent)}; found: {', '.join(files)}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], found {self.max_bad_share}")
 

@@ -235,8 +235,12 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
     for path in paths:
         try:
             inside = files.list_folder(path)
+            if inside == [path]:
+                files.stamp(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: no such data file or folder") from error
         except OSError as error:
-            raise FileNotFoundError(f"{path}: cannot be listed; {error}") from error
+            raise DataError(f"{path}: cannot be listed; {error}") from error
         kept = [name for name in inside if IGNORED_NAME not in Path(name).name and not Path(name).name.startswith(".")]
         if not kept:
             raise FileNotFoundError(f"{path}: holds no data files")
