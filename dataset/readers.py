@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dataset.files import BadRecord, DataError, Files, Stamp
+from dataset.files import BadRecord, DataError, Files, Stamp, is_remote
 
 INDEX_VERSION = 1
 HEADER = 5  # version, file size, time of change, number of lines, number of blank lines
@@ -74,7 +74,8 @@ class LineIndex:
         """The lines of a file, from the cache when size and time of change still agree."""
         stamp = self.files.stamp(path)
         name = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
-        place = self.cache_dir / name if self.cache_dir else None
+        # A remote file does not say when it changed, so nothing kept of it could be trusted.
+        place = self.cache_dir / name if self.cache_dir and not is_remote(path) else None
         cached = _read_index(place, stamp) if place else None
         if cached is not None:
             return cached

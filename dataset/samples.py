@@ -19,6 +19,8 @@ from dataset.text import MaskedIds, SkipgramMasker, TextTokenizer, clean_caption
 from dataset.transforms import Transform
 
 MAX_PATH_LENGTH = 4096
+MAX_CHARACTERS = 8192  # a book in place of a caption, without a blank, would keep a tokenizer busy for minutes
+MAX_POSITIONS = 512  # what BERT-family text towers have; only captions that are not cut to max_tokens reach it
 # How the base64 of JPEG, PNG, WebP, GIF, BMP and TIFF files begins.
 BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk0", "SUkqA", "TU0AK")
 
@@ -38,7 +40,7 @@ class Preprocessing:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of cleaned captions."""
-        return self.tokenizer.encode_batch(texts, self.max_tokens, self.truncate)
+        return self.tokenizer.encode_batch(texts, self.max_tokens if self.truncate else MAX_POSITIONS)
 
 
 @dataclass
@@ -68,7 +70,7 @@ def clean(text: Any, max_words: int) -> str:
     if not isinstance(text, str):
         raise BadRecord("caption is not a string", f"found {type(text).__name__}")
     try:
-        return clean_caption(text, max_words)
+        return clean_caption(text[:MAX_CHARACTERS], max_words)
     except ValueError:
         raise BadRecord("empty caption", f"found {text[:40]!r}") from None
 

@@ -64,9 +64,9 @@ class TextTokenizer:
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int, truncate: bool = True) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Ids with begin and end marks; a longer text loses pieces at its end, the end mark stays."""
-        kept = max(max_tokens - 2, 0) if truncate else None
+        kept = max(max_tokens - 2, 0)
         return [[self.bos_id, *pieces[:kept], self.eos_id] for pieces in self.encode_pieces(texts)]
 
     def save(self, folder: str | os.PathLike) -> None:

@@ -64,8 +64,8 @@ def test_mistakes_are_found_early():
     files = {"en": "absent.json"}
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         Data(settings(test={"name": "image_text_pairs", "files": files}), image_size=16, seed=0).check()
-    with pytest.raises(DataError, match="data.test has no xx; found: en, tr"):
-        Data(settings(languages=["xx"]), image_size=16, seed=0).galleries("test")
+    with pytest.raises(ConfigError, match="languages: test has no xx; found: en, tr"):
+        settings(languages=["xx"])
     with pytest.raises(ConfigError, match="batch_size must be at least 1, found 0"):
         settings(batch_size=0)
     with pytest.raises(ConfigError, match="did you mean 'resize'"):

@@ -80,6 +80,15 @@ def test_continues_after_what_was_handed_out(num_workers):
     assert seen == wanted[: len(seen)] and len(seen) == 9
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_abandoned_epoch_goes_on_where_it_was_left(num_workers):
+    wanted = [rows.samples for rows in loader()]
+    numbers = loader(num_workers=num_workers)
+    first = next(iter(numbers)).samples
+    assert [first, *(rows.samples for rows in numbers)] == wanted
+    assert numbers.epoch == 1
+
+
 def test_state_after_the_last_batch_is_the_next_epoch():
     numbers = loader()
     list(numbers)

@@ -84,6 +84,15 @@ def test_unusable_records_say_why(tmp_path, record, reason):
     assert dataset.where(1).endswith("x.jsonl:2")
 
 
+def test_endless_captions_end(tmp_path):
+    record = {"caption": {"en": "x" * 5_000_000, "ja": "猫 " * 1_000_000}, "image_path": "a.png"}
+    dataset = open_dataset(tmp_path, [record])
+    dataset.preprocessing.max_words = 10**9
+    assert max(map(len, read(dataset).texts)) == 40
+    dataset.preprocessing.truncate = False
+    assert max(map(len, read(dataset).texts)) == 512
+
+
 def test_missing_languages_can_be_kept(tmp_path):
     records = [{"caption": {"en": "a bus", "de": ""}, "image_path": "a.png"}, {"caption": {}, "image_path": "a.png"}]
     dataset = open_dataset(tmp_path, records, languages=["de", "en"], missing_language="keep")

@@ -107,3 +107,15 @@ def test_pipes_and_folders_are_not_read(tmp_path):
     with pytest.raises(BadRecord, match="file too large"):
         (tmp_path / "big").write_bytes(b"12345")
         Files().read(str(tmp_path / "big"), limit=4)
+
+
+def test_remote_files_are_read_through_fsspec():
+    import fsspec
+
+    with fsspec.open("memory://shards/part_0.data", "wb") as file:
+        file.write(b'{"n": 1}\n{"n": 2}\n')
+    records = Records(["memory://shards"], Files())
+    assert [records.read(i)["n"] for i in range(len(records))] == [1, 2]
+    assert Files().read(join_path("memory://shards", "part_0.data"), limit=99).startswith(b'{"n": 1}')
+    with pytest.raises(FileNotFoundError):
+        Records(["memory://absent.jsonl"], Files())
