@@ -7,7 +7,6 @@ command continues.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -145,14 +144,17 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     """The checked configuration of a command, and what else it asks for."""
     from compat.command import settle
     from tasks import DEFAULT_CONFIG
-    from utils.config import build
+    from utils.config import ConfigError, build
 
     plan = settle(arguments, find_processes(arguments), DEFAULT_CONFIG, ROOT)
     for notice in plan.notices:
         say(notice)
     from configs.schema import Config
 
-    return plan, build(Config, plan.tree)
+    config, num_processes = build(Config, plan.tree), plan.processes.nproc * plan.processes.nnodes
+    if config.data.batch_size < num_processes:
+        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared among {num_processes} processes")
+    return plan, config
 
 
 def find_processes(arguments: argparse.Namespace) -> Processes:
@@ -194,8 +196,11 @@ def is_worker() -> bool:
 
 def start_processes(argv: list[str], processes: Processes) -> int:
     """Run this program as several processes; their common exit status."""
+    import logging
+
     from utils.distributed import launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has told why
     choose_devices(processes)
     return launch(
         [str(ROOT / "run.py"), *argv],
@@ -218,7 +223,6 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     """Train or evaluate in this process, alone or as one of several."""
     import torch
 
-    from tasks import TASKS
     from utils import distributed
     from utils.logger import setup_logging
 
@@ -233,9 +237,7 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
             prepare_output(output_dir, config, argv, restart=arguments.restart)
         distributed.barrier()
         seed_everything(config.seed)
-        task = TASKS.load(config.task).from_config(config)
-        load_initial_weights(task, config, is_evaluation=arguments.evaluate)
-        task.to(device)
+        task = build_task(config, device, is_evaluation=arguments.evaluate)
         if "save_initial" in actions:
             save_initial(task, output_dir)
             return 0
@@ -247,10 +249,25 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     return 0
 
 
+def build_task(config: Config, device: torch.device, *, is_evaluation: bool) -> Task:
+    """The task with its first weights on the device; what cannot be built is a mistake in the settings."""
+    from tasks import TASKS
+    from utils.config import ConfigError
+
+    try:
+        task = TASKS.load(config.task).from_config(config)
+        task.check_data(("test",) if is_evaluation else ("train", "val", "test"))
+        load_initial_weights(task, config, is_evaluation=is_evaluation)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return task.to(device)
+
+
 def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart: bool) -> None:
     """The output folder with the resolved settings and what the run was made with."""
     from utils.config import dump_yaml
     from utils.environment import describe_run
+    from utils.results import write_json
 
     output_dir.mkdir(parents=True, exist_ok=True)
     if restart:
@@ -312,6 +329,7 @@ def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluat
 def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: str | None) -> None:
     """Final numbers, the page, the table, and the copy in the remote folder."""
     from utils.report import build_report, format_table
+    from utils.results import upload, write_json
 
     metrics["total_seconds"] = round(seconds, 1)
     if "chance" in metrics["test"]:
@@ -323,20 +341,6 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
         upload(output_dir, remote)
 
 
-def upload(output_dir: Path, remote: str) -> None:
-    """A copy of the small results and the best checkpoint in a folder that fsspec can reach."""
-    import fsspec
-
-    files = [path for path in output_dir.iterdir() if path.is_file()]
-    best = output_dir / "checkpoints" / "best"
-    files += [path for path in best.rglob("model.safetensors")] if best.exists() else []
-    for path in files:
-        target = f"{remote.rstrip('/')}/{path.relative_to(output_dir)}"
-        filesystem, place = fsspec.url_to_fs(target)
-        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(path), place)
-
-
 def seed_everything(seed: int) -> None:
     """The same start on every process: weights are drawn alike everywhere."""
     import numpy
@@ -345,13 +349,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write at once or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def as_yaml(config: Config) -> str:
@@ -385,7 +382,7 @@ def task_table() -> str:
 def say(text: str, kind: str = "note") -> None:
     """One line for the person who typed the command; only the first process speaks."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"run.py: {kind}: {text}", file=sys.stderr)
+        print(f"run.py: {kind}: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

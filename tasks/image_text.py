@@ -51,6 +51,10 @@ class ImageText(Task):
         """This rank's batches."""
         return self.data.train_loader(rank, world_size)
 
+    def check_data(self, splits: tuple[str, ...]) -> None:
+        """Raise if a file of the splits is missing."""
+        self.data.check(splits)
+
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, Any]:
         """Retrieval in both directions over every set of the split."""

@@ -198,7 +198,7 @@ class RetrievalEvaluation:
         candidates = choose_candidates(similarity, wanted)
         read = lambda own: torch.stack([images.tokens[row] for row in rows[own].tolist()])  # noqa: E731
         total = int((candidates.of_images | candidates.of_texts).sum()) // world_size()
-        with progress_bar(total, 0) as bar:
+        with progress_bar(total, 0, is_shown=is_main()) as bar:
             bar.set_description(f"re-rank {language}")
             scores = rerank(model, read, texts, candidates, owner=rows % world_size(), on_progress=bar.update)
         return candidates, scores + self.config.similarity_weight * similarity / model.temperature.value

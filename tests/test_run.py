@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -133,13 +132,6 @@ def test_a_file_of_the_user_at_an_originals_path_is_read_itself(tmp_path, monkey
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/Pretrain_3m.yaml").write_text("seed: 5\n")
     assert plain(settled("--task pretrain --config configs/Pretrain_3m.yaml").tree)["seed"] == 5
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    run.write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(TypeError):
-        run.write_json(tmp_path / "a.json", {"x": object()})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
 
 
 def test_the_default_config_of_every_task_exists():

@@ -209,7 +209,7 @@ def launch(
         place = [f"--node-rank={node_rank}", f"--master-addr={master_addr}", f"--master-port={port or 29500}"]
     flags = [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", "--max-restarts=0", *place]
     try:
-        run(get_args_parser().parse_args([*flags, *argv]))
+        run(get_args_parser().parse_args([*flags, "--", *argv]))
     except ChildFailedError as error:
         exit_code = error.get_first_failure()[1].exitcode
         return exit_code if exit_code >= 0 else 128 - exit_code

@@ -1,0 +1,29 @@
+"""What a finished run hands over: JSON files written whole, and a copy in a remote folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write at once or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def upload(output_dir: Path, remote: str) -> None:
+    """A copy of the small results and the best checkpoint in a folder that fsspec can reach."""
+    files = [path for path in output_dir.iterdir() if path.is_file()]
+    best = output_dir / "checkpoints" / "best"
+    files += [path for path in best.rglob("model.safetensors")] if best.exists() else []
+    for path in files:
+        target = f"{remote.rstrip('/')}/{path.relative_to(output_dir)}"
+        filesystem, place = fsspec.url_to_fs(target)
+        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(path), place)
