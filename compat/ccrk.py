@@ -75,9 +75,9 @@ def translate_config(
     settings = {
         **_model_settings(original, path, is_pretraining),
         **_objective_settings(original, is_pretraining),
+        **_text_settings(original),
         **data,
         **batches,
-        **_text_settings(original),
         **_training_settings(original, is_pretraining, notices),
     }
     for key in sorted(original.unread - WITHOUT_EFFECT):
@@ -167,7 +167,7 @@ def _retrieval_data(original: Original, placeholders: Mapping[str, str]) -> dict
     return {
         "data.train": {**layout, "files": {language: train} if words else train},
         **data,
-        "data.max_words": max_words,
+        "data.max_words": original.node("max_words") or max_words,
         "data.truncate": layout["name"] != "image_text_pairs",
         "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
         "data.num_workers": original.node("num_workers"),

@@ -1,0 +1,179 @@
+"""Files written in the keys of CCLM and CCRK, shortened but with the originals' values."""
+
+import pytest
+
+import run
+from compat.ccrk import is_original
+from compat.command import settle
+from compat.processes import Processes
+from configs.schema import Config
+from tasks import DEFAULT_CONFIG
+from utils.config import ConfigError, build
+from utils.config_tree import read_file
+
+PRETRAINING = """
+train_file: ["shards/a", "shards/b"]
+train_dataset_size: 3309520
+images: {image_key: "image", is_image_rpath: False, caption_key: "caption", tokenized: False, batch_size: 64,
+         num_workers: 4, iter_perc: 1.0}
+train_file_regions: []
+regions: {image_key: "binary", batch_size: 64, max_images: 48}
+train_file_text: []
+use_clip_vit: False
+use_swin: True
+vision_config: 'configs/config_swinB_224.json'
+image_res: 224
+patch_size: 32
+text_encoder: 'data/xlm-roberta-large'
+text_num_hidden_layers: 12
+calc_image_bbox_loss: False
+embed_dim: 256
+temp: 0.07
+max_words: 40
+max_tokens: 40
+mask_prob: 0.4
+max_masks: 12
+mask_whole_word: False
+skipgram_prb: 0.2
+skipgram_size: 3
+use_tlm: False
+sample_2_captions: False
+sample_n_captions: True
+use_one_cl_proj_only: False
+ckpt_frequent_step: 10000
+ckpt_frequent: 1
+optimizer: {opt: adamW, lr: 1e-4, weight_decay: 0.01, lr_mult: 2}
+schedular: {sched: linear, lr: 1e-4, epochs: 30, num_warmup_steps: 2500}
+accelerator: {SYNCBN: false, FP16_OPT_LEVEL: O1, FP16_LOSS_SCALE: dynamic, RNG_SEED: 42, GRAD_ACCUMULATE_STEPS: 2,
+              CLIP_GRAD_NORM: 1.0}
+"""
+RETRIEVAL = """
+train_file: ['data/{train}']
+val_file: {val}
+test_file: {test}
+{root}
+vision_config: 'configs/config_swinB_384.json'
+use_clip_vit: False
+use_swin: True
+image_res: 384
+patch_size: 32
+text_encoder: 'data/xlm-roberta-large'
+text_num_hidden_layers: 12
+batch_size_train: 20
+batch_size_test: 12
+batch_size_test_text: 64
+max_tokens: 40
+embed_dim: 256
+temp: 0.07
+k_test: 256
+optimizer: {opt: adamW, lr: 3e-5, weight_decay: 0.01, lr_mult: 2}
+schedular: {sched: linear, lr: 3e-5, epochs: 10, num_warmup_steps: 0.1}
+start_eval: 7
+eval_interval: 1
+"""
+
+
+def retrieval(train="en.train.json", val="{'en': 'v.json'}", test="{'en': 't.json'}", root="image_root: 'images/'"):
+    text = RETRIEVAL
+    for name, value in (("train", train), ("val", val), ("test", test), ("root", root)):
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def configuration(folder, text, *words, world=1, task="pretrain"):
+    path = folder / "theirs.yaml"
+    path.write_text(text)
+    arguments = run.parse(["--task", task, "--config", str(path), *words])
+    return build(Config, settle(arguments, Processes(nproc=world), DEFAULT_CONFIG, folder).tree)
+
+
+def test_original_files_are_told_from_ours(tmp_path):
+    (tmp_path / "theirs.yaml").write_text(PRETRAINING)
+    (tmp_path / "ours.yaml").write_text("train: {epochs: 1}\ndata: {batch_size: 2}\n")
+    assert is_original(read_file(tmp_path / "theirs.yaml")) and not is_original(read_file(tmp_path / "ours.yaml"))
+
+
+def test_a_pretraining_file_comes_to_the_same_settings_as_ours(tmp_path):
+    theirs = configuration(tmp_path, PRETRAINING, world=2)
+    words = ["--task", "pretrain", "--config", "configs/ccrk/pretrain_3m.yaml"]
+    ours = build(Config, settle(run.parse(words), Processes(), DEFAULT_CONFIG, run.ROOT).tree)
+    assert theirs.model == ours.model and theirs.optim == ours.optim and theirs.objectives == ours.objectives
+    assert theirs.data.batch_size == ours.data.batch_size == 128 and theirs.data.mask == ours.data.mask
+    assert theirs.data.train.files == ["shards/a", "shards/b"] and theirs.data.train.image_key == "image"
+    assert theirs.schedule.warmup == 2500 and theirs.train.epochs == 30 and theirs.train.save_every_steps == 10000
+    assert (theirs.train.precision, theirs.train.clip_norm, theirs.train.accumulate) == ("fp16", 1.0, 2)
+    assert theirs.init.text == theirs.data.tokenizer == "data/xlm-roberta-large"
+
+
+def test_without_all_captions_a_pretraining_is_cclms(tmp_path):
+    config = configuration(tmp_path, PRETRAINING.replace("sample_n_captions: True", ""))
+    assert set(config.objectives) == {"itc", "itm", "mlm"} and config.data.train.caption_num == 1
+
+
+def test_a_retrieval_file(tmp_path):
+    config = configuration(tmp_path, retrieval(), "--bs", "64", world=4, task="itr_coco")
+    assert config.data.train.files == ["data/en.train.json"] and config.data.train.image_root == "images/"
+    assert config.data.batch_size == 64 and config.data.max_words == 30 and not config.data.truncate
+    assert config.model.image_encoder.window_size == 12 and not config.model.temperature.is_clamped
+    assert config.evaluation.num_candidates == 256 and config.evaluation.batch_size_text == 64
+    assert set(config.objectives) == {"itc", "itm"} and config.train.first_evaluation_epoch == 7
+    assert configuration(tmp_path, retrieval(), world=4, task="itr_coco").data.batch_size == 80
+
+
+def test_the_five_folds_of_two_coco_files(tmp_path):
+    test = "{'en': 'data/finetune/mscoco/en.test.json', 'zh': 'data/finetune/mscoco/zh.test.json'}"
+    assert configuration(tmp_path, retrieval(test=test), task="itr_coco").data.test.folds == {"en": 5}
+
+
+def test_few_shot_files(tmp_path):
+    root = "image_root: {'flickr30k': 'f', 'coco': 'c'}"
+    text = retrieval(train="{}/train_{}.jsonl", val="'{}/test.jsonl'", test="{}", root=root)
+    (tmp_path / "theirs_fewshot.yaml").write_text(text)
+    config = configuration(tmp_path, "seed: 1", "--fewshot", "de,100", task="xflickrco")
+    assert config.data.train.name == "xflickrco" and config.data.train.files == {"de": ["data/de/train_100.jsonl"]}
+    assert config.data.test.files == config.data.val.files == {"de": "de/test.jsonl"}
+    assert (config.data.test.flickr_root, config.data.test.coco_root) == ("f", "c") and config.data.max_words == 80
+
+
+def test_sizes_may_stand_in_the_file(tmp_path):
+    inline = "vision_config: {embed_dim: 16, depths: [1, 1], num_heads: [1, 2], window_size: 7}"
+    text = PRETRAINING.replace("vision_config: 'configs/config_swinB_224.json'", inline)
+    assert configuration(tmp_path, text).model.image_encoder.depths == [1, 1]
+
+
+def test_sizes_may_stand_in_a_json_file_beside_the_folder(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/small.json").write_text('{"embed_dim": 16, "depths": [1], "num_heads": [1], "window_size": 7}')
+    config = configuration(tmp_path, PRETRAINING.replace("config_swinB_224", "small"))
+    assert config.model.image_encoder.width == 16
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("max_words: 40", "max_word: 40", r"theirs.yaml:19: unknown key 'max_word'; did you mean 'max_words'\?"),
+        ("lr_mult: 2}", "lr_mul: 2}", r"unknown key 'optimizer.lr_mul'; did you mean 'lr_mult'\?"),
+        ("opt: adamW", "opt: sgd", "'optimizer.opt' must be adamW, found the string 'sgd'"),
+        ("use_tlm: False", "use_tlm: True", "'use_tlm: True' is not supported; allowed: False"),
+        ("train_file_text: []", "train_file_text: [a]", "'train_file_text' names data of a kind that is not supported"),
+        (
+            "config_swinB_224",
+            "config_swinX",
+            "configs/config_swinX.json does not exist; known without the file: config_swinB",
+        ),
+        (
+            "FP16_OPT_LEVEL: O1",
+            "FP16_OPT_LEVEL: O9",
+            "'accelerator.FP16_OPT_LEVEL' cannot be the string 'O9'; allowed: O0, O1",
+        ),
+        ("max_tokens: 40", "max_tokens: many", "theirs.yaml:20: 'data.max_tokens' must be a whole number"),
+        (
+            "image_res: 224",
+            "image_res: big",
+            "'model.image_encoder.image_size' must be a whole number, found the string 'big'",
+        ),
+    ],
+)
+def test_a_mistake_in_an_original_file_is_told(tmp_path, old, new, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration(tmp_path, PRETRAINING.replace(old, new))
