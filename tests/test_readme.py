@@ -1,0 +1,181 @@
+"""What the README says works: its commands settle, its records train and evaluate, its configuration and code run."""
+
+import base64
+import io
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import run
+from configs.schema import load_settings
+from models.model import Model
+from objectives import OBJECTIVES
+from objectives.step import Step
+from tests.tiny import build_model, make_batch
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = (
+    "model.image_encoder.image_size=32 model.image_encoder.width=24 model.image_encoder.num_layers=1 "
+    "model.text_encoder.width=24 model.text_encoder.num_layers=1 model.text_encoder.mlp_width=32 model.embed_dim=8 "
+    "data.batch_size=2 data.max_bad_share=0 data.cache_dir= train.epochs=1 train.precision=fp32"
+).split()
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands():
+    return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+def run_commands():
+    return [line for line in commands() if " run.py " in line]
+
+
+@pytest.mark.parametrize("line", run_commands())
+def test_a_command_of_run_settles(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # configs are found wherever the command is given
+    words = shlex.split(line)
+    assert run.main([*words[words.index("run.py") + 1 :], "--dry_run"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
+def test_a_make_target_exists(line):
+    done = subprocess.run([*shlex.split(line), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    known = (" run.py ", "make ", "python3 -m venv ", "pip install -r requirements.txt", "-m pytest ")
+    for line in commands():
+        assert any(part in f" {line}" for part in known), line
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|assets|tests|utils|bench)/[\w./-]*\w", TEXT))))
+def test_a_path_that_is_named_exists(path):
+    assert (ROOT / path).exists() or path.startswith("configs/cclm-base-ft/")
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(requirements[\w.]*|LICENSE|NOTICE|CITATION\.cff|\w+\.py)`", TEXT))
+def test_a_file_that_is_named_exists(name):
+    assert (ROOT / name).exists() or any(ROOT.glob(f"*/{name}")), name
+
+
+# --- data layouts: the records of the README, with pictures, through a tiny run --------------------------------------
+
+
+def picture(colour):
+    stream = io.BytesIO()
+    Image.new("RGB", (48, 40), colour).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_pictures(folder, paths):
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(picture((40 * number, 90, 200 - 40 * number)))
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """A folder with the README's records as files, and their pictures."""
+    pretrain, pairs, gallery, flickr, wit = blocks("json")
+    for number in range(2):
+        wit = wit.replace("<base64>", base64.b64encode(picture((9, 99 * number, 9))).decode(), 1)
+    for name, block in (("pretrain.jsonl", pretrain), ("train.json", pairs), ("val.json", gallery)):
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    (tmp_path / "flickr.jsonl").write_text(flickr)
+    (tmp_path / "wit.jsonl").write_text(wit)
+    records = [json.loads(line) for line in pretrain.splitlines()] + json.loads(pairs)
+    write_pictures(tmp_path, [record.get("image_path", record.get("image")) for record in records])
+    for line in flickr.splitlines():
+        name = json.loads(line)["img_path"]
+        write_pictures(tmp_path / ("val2014" if "COCO" in name else "flickr30k-images"), [name])
+    return tmp_path
+
+
+def section(examples, name, file):
+    """A data section as key=value can hold it."""
+    files = {language: str(examples / file) for language in ("en", "de")}
+    roots = {
+        "captioned_images": {"files": [str(examples / file)], "image_root": str(examples)},
+        "image_text_pairs": {"files": files, "image_root": str(examples)},
+        "xflickrco": {
+            "files": files,
+            "flickr_root": str(examples / "flickr30k-images"),
+            "coco_root": str(examples / "val2014"),
+        },
+        "wit": {"files": files},
+    }
+    return json.dumps({"name": name} | roots[name])
+
+
+def own_config(examples):
+    """The configuration of the README, as a file."""
+    path = examples / "own.yaml"
+    path.write_text(blocks("yaml")[0].replace("assets/", f"{ROOT}/assets/"), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "train, evaluated",
+    [
+        (("captioned_images", "pretrain.jsonl"), ("image_text_pairs", "val.json")),
+        (("image_text_pairs", "train.json"), ("image_text_pairs", "val.json")),
+        (("xflickrco", "flickr.jsonl"), ("xflickrco", "flickr.jsonl")),
+        (("wit", "wit.jsonl"), ("wit", "wit.jsonl")),
+    ],
+    ids=["pretrain", "multi30k", "xflickrco", "wit"],
+)
+def test_the_records_train_and_evaluate(examples, train, evaluated, capsys):
+    words = ["--config", str(own_config(examples)), "--task", "pretrain", "--output_dir", str(examples / "out"), *TINY]
+    words += [f"data.train={section(examples, *train)}"]
+    words += [f"data.{split}={section(examples, *evaluated)}" for split in ("val", "test")]
+    assert run.main(words) == 0, capsys.readouterr().err
+    metrics = json.loads((examples / "out" / "metrics.json").read_text())
+    assert set(metrics) >= {"test", "chance", "train_seconds", "total_seconds"}
+    assert metrics["test"]["en"]["img_r5"] == 100  # two pictures
+    assert metrics["chance"]["img_r1"] == 50
+    assert metrics["test"]["mrv"] == {"img": 0, "txt": 0}  # both languages have the same captions
+    for name in ("config.yaml", "metrics.jsonl", "environment.json", "report.html"):
+        assert (examples / "out" / name).exists(), name
+    assert "image -> text" in capsys.readouterr().out
+
+
+# --- configuration and code ------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_builds_a_model(examples):
+    settings = load_settings(own_config(examples))
+    assert set(settings.objectives) == {"one_to_k", "itm", "mlm"}
+    with torch.device("meta"):
+        assert Model(settings.model).has_fusion
+
+
+def test_the_example_objective_is_one_file_and_one_line(monkeypatch):
+    (source,) = blocks("python")
+    scope: dict = {"__name__": "objectives.pull"}
+    exec(compile(source, "README.md", "exec", dont_inherit=True), scope)
+    assert '"pull": "objectives.pull:Pull"' in source
+    assert "pull" not in OBJECTIVES.names()
+    pull = scope["Pull"](scope["Pull"].Config(weight=0.1))
+    model, batch = build_model(), make_batch([3, 5, 4, 6], num_images=2)
+    images, texts = model.encode_image(batch.images), model.encode_text(batch.texts.ids, batch.texts.lengths)
+    loss = pull(Step(model, batch, images, texts))
+    loss.backward()
+    assert loss.item() > 0
+
+
+def test_exit_statuses_are_those_of_the_program():
+    from utils.distributed import STOPPED_STATUS
+
+    table = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", TEXT, flags=re.MULTILINE))
+    assert set(table) == {"0", str(run.FAILED), str(run.WRONG_USE), str(STOPPED_STATUS)}
