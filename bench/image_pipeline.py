@@ -88,7 +88,7 @@ def plain_operation(image: np.ndarray, name: str, level: float, sign: int) -> np
         return cv2.merge([flatten(channel) for channel in cv2.split(image)])
     amount = magnitude(name, level)
     if name == "Brightness":
-        return (np.arange(256) * amount).clip(0, 255).astype(np.uint8)[image]
+        return (np.arange(256, dtype=np.float32) * amount).clip(0, 255).astype(np.uint8)[image]
     if name == "Sharpness":
         blurred = cv2.filter2D(image, -1, SHARPEN_KERNEL).astype(np.float32)[1:-1, 1:-1]
         sharp = image.astype(np.float32)

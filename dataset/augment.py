@@ -53,7 +53,8 @@ def equalize(image: np.ndarray) -> np.ndarray:
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """All values times the factor."""
-    return cv2.LUT(image, np.clip(SHADES * factor, 0, 255).astype(np.uint8))
+    table = SHADES.astype(np.float32) * np.float32(factor)
+    return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -72,7 +73,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 def warp_matrix(name: str, argument: float, height: int, width: int) -> np.ndarray:
     """Where the pixels of an (height, width) image go under a shear, shift (pixels) or rotation (degrees): (2, 3)."""
     if name == "Rotate":
-        return cv2.getRotationMatrix2D((width / 2, height / 2), argument, 1).astype(np.float32)
+        return cv2.getRotationMatrix2D((width / 2, height / 2), argument, 1)
     rows = {
         "ShearX": [[1, argument, 0], [0, 1, 0]],
         "ShearY": [[1, 0, 0], [argument, 1, 0]],
