@@ -8,6 +8,7 @@ import simplejpeg
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from bench.image_pipeline import check_operations
 from dataset.augment import OPERATIONS, apply_operation, shift
 from dataset.decode import MAX_PIXELS, decode_image, open_image
 from dataset.files import BadRecord
@@ -153,3 +154,8 @@ def test_shift_moves_by_at_most_its_limit_and_fills_the_border():
         places.update(found[:1])
         assert found
     assert len(places) > 20
+
+
+@pytest.mark.parametrize("level", [0, 3, 5.5, 10])
+def test_operations_agree_with_plain_ones_at_every_level(level):
+    check_operations(level)
