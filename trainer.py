@@ -204,8 +204,8 @@ class Trainer:
         num_skipped = int(self.num_skipped.item())
         if num_skipped >= self.config.max_skipped_steps:
             raise ValueError(
-                f"step {self.state.step}: the last {num_skipped} steps had gradients that are not finite "
-                f"and were skipped (train.max_skipped_steps: {self.config.max_skipped_steps}); lower optim.lr or set train.clip_norm"
+                f"step {self.state.step}: the last {num_skipped} steps had gradients that are not finite and were "
+                "skipped, train.max_skipped_steps allows no more; lower optim.lr or set train.clip_norm"
             )
 
     def evaluate(self) -> bool:

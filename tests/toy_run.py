@@ -1,7 +1,7 @@
 """A training program around a tiny task, for tests that kill, stop and resume it: toy_run.py '{"output_dir": ...}'.
 
 Keys: output_dir; train, optim, schedule (fields of the configs); slow_writes (seconds around each part of writing a
-checkpoint); bad_steps (batches whose loss is not a number); nproc; seconds_per_step; seen (file of records shown).
+checkpoint); bad_steps (batches whose loss is not a number); nproc; dropout; seconds_per_step; seen (file of records shown).
 """
 
 import json
@@ -80,7 +80,7 @@ class ToyTask(nn.Module):
         super().__init__()
         self.settings = settings
         self.layers = nn.ModuleList([nn.Linear(1, 8), nn.Linear(8, 8)])
-        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(8, 1)
+        self.dropout, self.head = nn.Dropout(settings.get("dropout", 0.2)), nn.Linear(8, 1)
         self.register_buffer("mean", torch.zeros(1))
 
     def predict(self, x: Tensor) -> Tensor:

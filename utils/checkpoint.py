@@ -197,7 +197,8 @@ def read_pickle(path: Path, *, mmap: bool = True) -> Any:
         reason = (reasons or [str(error)])[0][:200]
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values ({reason})") from error
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable torch file ({str(error).splitlines()[0][:200]})") from error
+        reason = (str(error).splitlines() or ["the file ends too early"])[0][:200]
+        raise CheckpointError(f"{path}: not a readable torch file ({reason})") from error
 
 
 def is_zip(path: Path) -> bool:
