@@ -1,7 +1,7 @@
 """A training program around a tiny task, for tests that kill, stop and resume it: toy_run.py '{"output_dir": ...}'.
 
 Keys: output_dir; train, optim, schedule (fields of the configs); slow_writes (seconds around each part of writing a
-checkpoint); bad_steps (batches whose loss is not a number); nproc; dropout; seconds_per_step; seen (file of records shown).
+checkpoint); bad_steps (batches whose loss is not a number); nproc; dropout; seconds_per_step; seen (a file).
 """
 
 import json
