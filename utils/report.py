@@ -200,7 +200,10 @@ def _training_section(records: list[dict]) -> str:
     parts = sorted({key for r in train for key in r if key.startswith("train/") and key != "train/loss"})
     losses = [_curve(train, "loss", "sum")] if len(parts) != 1 else []
     losses += [_curve(train, key, key.removeprefix("train/")) for key in parts]
-    shares = [_curve(train, "data_wait_share", "waiting for data", 100), _curve(train, "padding_share", "padding", 100)]
+    shares = [
+        _curve(train, "data_wait_share", "time spent waiting for data", 100),
+        _curve(train, "padding_share", "padding in the batches (never computed)", 100),
+    ]
     evaluations = [
         r["metrics"]["mean"] | {"step": r.get("step")}
         for r in records
@@ -213,7 +216,7 @@ def _training_section(records: list[dict]) -> str:
         line_chart("Learning rate", [_curve(train, "lr", "learning rate")]),
         line_chart("Samples per second", [_curve(train, "samples_per_second", "samples per second")]),
         line_chart("Gradient norm", [_curve(train, "grad_norm", "gradient norm")]),
-        line_chart("Lost time and tokens, percent", shares),
+        line_chart("Data, percent", shares),
     ]
     charts = [chart for chart in charts if chart]
     return f'<div class="two">{"".join(charts)}</div>' if charts else ""
@@ -254,8 +257,10 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested mappings as (dotted name, value) pairs."""
     if isinstance(tree, dict):
         return [pair for key, value in tree.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        return [(prefix, ", ".join(value for _, value in _flat(item))) for item in tree]
     if isinstance(tree, list):
-        return [(prefix, " ".join(map(str, tree)))]
+        return [(prefix, " ".join(map(str, tree)) or "none")]
     return [(prefix, str(tree))]
 
 

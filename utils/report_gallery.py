@@ -17,7 +17,8 @@ def gallery_html(gallery: Any, folder: Path) -> str:
     """Cards of the queries in `gallery`; "" where there are none.
 
     gallery["queries"] is a list of {"language", "text", "answers": [{"image", "right", "score"}], and where known
-    "rank" and "dual_rank": the 0-based place of the right picture after re-ranking and by the dual encoder alone}.
+    "right_image", "rank" and "dual_rank": the right picture, its 0-based place after re-ranking, and that by the dual
+    encoder alone}.
     An image is a data URI or a path, relative to the run's folder or the working directory.
     """
     queries = gallery.get("queries", []) if isinstance(gallery, dict) else []
@@ -36,8 +37,16 @@ def _card(query: dict, folder: Path) -> str:
     return (
         f'<article class="card"><header><span class="tag">{escape(language)}</span>'
         f'<q lang="{escape(language)}" dir="{direction}">{escape(str(query.get("text", "")))}</q></header>'
-        f"<ol>{items}</ol>{_verdict(query, answers)}</article>"
+        f'<ol>{items}</ol><p class="verdict">{_sought(query, answers, folder)}{_verdict(query, answers)}</p></article>'
     )
+
+
+def _sought(query: dict, answers: list[dict], folder: Path) -> str:
+    """The right picture, small, where it is not among the answers."""
+    source = _source(str(query.get("right_image", "")), folder)
+    if not source or any(answer.get("right") for answer in answers):
+        return ""
+    return f'<img src="{source}" alt="the right picture" width="40" height="40">'
 
 
 def _verdict(query: dict, answers: list[dict]) -> str:

@@ -127,6 +127,14 @@ def test_text_of_data_is_escaped(run):
     assert all(address.startswith("#") for address in page.addresses)
 
 
+def test_a_right_picture_that_was_not_found_is_shown(run):
+    query = {"language": "ja", "text": "x", "rank": 9, "answers": [], "right_image": "dot.png"}
+    (run / "gallery.json").write_text(json.dumps({"queries": [query]}))
+    page = (read(build_report(run)), (run / "report.html").read_text())
+    assert "right picture at place 10" in " ".join(page[0].words)
+    assert 'alt="the right picture"' in page[1]
+
+
 def test_numbers_that_are_not_finite_are_left_out():
     assert thin_out([(1, 1.0), (2, float("nan")), (3, float("inf")), (4, 2.0)]) == [(1, 1.0), (4, 2.0)]
     assert "nan" not in line_chart("Loss", [Series("sum", [(1, 1.0), (2, float("nan")), (3, 2.0)])])
