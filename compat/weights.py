@@ -12,6 +12,8 @@ from compat.cclm_weights import Translation
 from compat.layout import State
 
 _OUR_PREFIX = "model."
+# The task's own count of steps lies beside the model's weights.
+_TASK_STATE = "_extra_state"
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
@@ -48,10 +50,11 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
         raise ValueError(
             f"these weights are in no layout that is known (ours, CCLM, CCRK); first keys: {', '.join(list(state)[:4])}"
         )
-    ours = {name.removeprefix(_OUR_PREFIX): value for name, value in state.items()}
+    ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
     tower = {n.removeprefix(_BACKBONE): v for n, v in ours.items() if n.startswith(_BACKBONE)}
     rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
-    translation = Translation(rest | _tower(tower, model["image_encoder"]))
+    tower = _tower(tower, model["image_encoder"])
+    translation = Translation(rest | {f"{_BACKBONE}{name}": value for name, value in tower.items()})
     if not model.get("has_masked_language_head"):
         _leave_out(translation, "masked_language_head.", "this model has no masked-language head")
     if not model.get("text_fusion"):
@@ -96,5 +99,5 @@ def to_original(state: State, model: dict[str, Any], system: str) -> State:
     stages = {f"{name}_{stage}": stage for name in ("cclm", "ccrk") for stage in ("pretrain", "finetune")}
     if system not in stages:
         raise ValueError(f"unknown layout '{system}'; allowed: {', '.join(stages)}")
-    ours = {name.removeprefix(_OUR_PREFIX): value for name, value in state.items()}
+    ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
     return cclm_weights.to_checkpoint(ours, model, stages[system])

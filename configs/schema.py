@@ -48,6 +48,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(unknown_name_message("task", self.task, TASKS.names()))
+        if not all(objective.is_always_due for objective in self.objectives.values()):
+            self.train.find_unused_parameters = True
         for name in ("itm", "mlm"):
             if name in self.objectives and self.model.text_fusion is None:
                 raise ValueError(f"objectives.{name} needs model.text_fusion")

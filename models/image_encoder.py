@@ -7,6 +7,7 @@ from typing import Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp, QuickGELU
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -30,6 +31,36 @@ class ImageConfig:
             raise ValueError(f"mean and std need three numbers each, std above 0; found {self.mean} and {self.std}")
 
 
+class PatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel, as one matrix product: on a CPU its backward is several times faster."""
+
+    @classmethod
+    def like(cls, convolution: nn.Conv2d) -> PatchProjection:
+        """The same weights in this form."""
+        convolution.__class__ = cls
+        return convolution
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (M, 3, H, W) -> (M, D, H / P, W / P)."""
+        patch = self.kernel_size[0]
+        num_images, _, height, width = images.shape
+        grid = images.unflatten(2, (height // patch, patch)).unflatten(4, (width // patch, patch))
+        patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(num_images, height // patch, width // patch, -1)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def is_patch_projection(part: nn.Module) -> bool:
+    """Whether a module is a convolution of whole, plain patches."""
+    return (
+        type(part) is nn.Conv2d
+        and part.stride == part.kernel_size
+        and part.kernel_size[0] == part.kernel_size[1] > 1
+        and part.padding == (0, 0)
+        and part.dilation == (1, 1)
+        and part.groups == 1
+    )
+
+
 class ImageEncoder(nn.Module):
     """A timm backbone, its normalisation and the token layout of all systems: [global token; tokens]."""
 
@@ -40,6 +71,8 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None] * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None] * 255, persistent=False)
         for part in backbone.modules():
+            if is_patch_projection(part):
+                PatchProjection.like(part)
             if hasattr(part, "fused_attn"):
                 # The fused kernel's backward is the slower form on a CPU; on an accelerator it saves the score matrix.
                 part.fused_attn = torch.cuda.is_available()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives.chunked_contrastive import Positives, contrastive_losses
-from objectives.step import Step
+from objectives.step import ObjectiveConfig, Step
 from utils.distributed import gather_rows, world_size
 
 Gather = Literal["exact", "local_slice", "none"]
@@ -52,9 +52,8 @@ class Contrastive:
     """
 
     @dataclass
-    class Config:
+    class Config(ObjectiveConfig):
         name: str = "itc"
-        weight: float = 1.0
         gather: Gather = "exact"
 
     def __init__(self, config: Config) -> None:
@@ -82,9 +81,8 @@ class OneToK:
     """
 
     @dataclass
-    class Config:
+    class Config(ObjectiveConfig):
         name: str = "one_to_k"
-        weight: float = 1.0
         gather: Gather = "exact"
         divisor: float = 0.0
         is_exclusive: bool = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from objectives.step import Step
+from objectives.step import ObjectiveConfig, Step
 
 CHUNK_ELEMENTS = 32 << 20
 IGNORED_TARGET = -100
@@ -75,9 +75,8 @@ class MaskedLanguageModelling:
     """Predicts the masked words of each image's drawn caption, the image in sight (CCLM's and CCRK's MLM)."""
 
     @dataclass
-    class Config:
+    class Config(ObjectiveConfig):
         name: str = "mlm"
-        weight: float = 1.0
 
     def __init__(self, config: Config) -> None:
         self.config = config

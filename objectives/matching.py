@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objectives.step import FLOOR, PositiveChoice, Step
+from objectives.step import FLOOR, ObjectiveConfig, PositiveChoice, Step
 
 
 @dataclass
@@ -46,9 +46,8 @@ class HardNegativeMatching:
     """
 
     @dataclass
-    class Config:
+    class Config(ObjectiveConfig):
         name: str = "itm"
-        weight: float = 1.0
         # How the one caption of a picture is drawn that matching and masked language modelling see.
         positive_text: PositiveChoice = "probability"
 

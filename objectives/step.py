@@ -16,6 +16,28 @@ FLOOR = 1e-5
 
 
 @dataclass
+class ObjectiveConfig:
+    """What every objective has: its weight in the sum, and the steps that it takes part in."""
+
+    weight: float = 1.0
+    first_step: int = 0
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.first_step < 0 or self.every_steps < 1:
+            found = f"{self.first_step} and {self.every_steps}"
+            raise ValueError(f"first_step must be at least 0 and every_steps at least 1, found {found}")
+
+    def is_due(self, step: int) -> bool:
+        """Whether the objective takes part in a step, counted from 0."""
+        return step >= self.first_step and (step - self.first_step) % self.every_steps == 0
+
+    @property
+    def is_always_due(self) -> bool:
+        return self.first_step == 0 and self.every_steps == 1
+
+
+@dataclass
 class Step:
     """images (tokens (M, N, D), embed (M, E)) and texts (packed, embed (T, E)) of one batch, image-major.
 

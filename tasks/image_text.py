@@ -27,6 +27,7 @@ class ImageText(Task):
         self.model = model
         self.objectives = {name: OBJECTIVES.load(name)(config) for name, config in objectives.items()}
         self.data, self.evaluation = data, evaluation
+        self.num_steps = 0
         matching = objectives.get("itm")
         self.positive_choice = matching.positive_text if matching is not None else "uniform"
 
@@ -45,7 +46,19 @@ class ImageText(Task):
         images = self.model.encode_image(batch.images)
         texts = self.model.encode_text(batch.texts.ids, batch.texts.lengths)
         step = Step(self.model, batch, images, texts, self.positive_choice)
-        return {name: objective(step) * objective.config.weight for name, objective in self.objectives.items()}
+        due = {name: each for name, each in self.objectives.items() if each.config.is_due(self.num_steps)}
+        return {name: objective(step) * objective.config.weight for name, objective in due.items()}
+
+    def after_step(self) -> None:
+        """Count the step: objectives may begin later or take part in some steps only."""
+        self.num_steps += 1
+
+    def get_extra_state(self) -> Tensor:
+        """The number of steps done, for a resume."""
+        return torch.tensor(self.num_steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.num_steps = int(state)
 
     def train_loader(self, rank: int, world_size: int) -> Any:
         """This rank's batches."""

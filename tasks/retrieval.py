@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,8 @@ class RetrievalEvaluation:
 
     def __init__(self, config: Config, data: Any, output_dir: str) -> None:
         self.config, self.data, self.output_dir = config, data, Path(output_dir)
+        # Called with the name of a set before it is scored, where every set has weights of its own (few-shot models).
+        self.before_set: Callable[[str], None] | None = None
 
     def __call__(self, model: Model, split: str) -> dict[str, Any]:
         """Metrics of every set of a split by its name, their mean and the spread of ranks over the sets; {} without
@@ -84,13 +86,15 @@ class RetrievalEvaluation:
         sets = self.data.galleries(split)
         if not sets:
             return {}
-        with self.autocast(model):
-            images = self.encode_images(model, [gallery for folds in sets.values() for gallery in folds])
         fused: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         dual: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         shown = []
-        for name, folds in sets.items():
-            for gallery in folds:
+        for group in [sets] if self.before_set is None else [{name: folds} for name, folds in sets.items()]:
+            if self.before_set is not None:
+                self.before_set(next(iter(group)))
+            with self.autocast(model):
+                images = self.encode_images(model, [gallery for folds in group.values() for gallery in folds])
+            for name, gallery in ((name, gallery) for name, folds in group.items() for gallery in folds):
                 of_fused, of_dual, queries = self.rank_gallery(model, gallery, images)
                 fused[name].append(of_fused)
                 dual[name].append(of_dual)
