@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from compat.command import Plan
     from compat.processes import Processes
-    from configs.schema import Config
+    from configs.schema import Config, InitConfig
     from tasks.task import Task
 
 ROOT = Path(__file__).resolve().parent
@@ -225,6 +224,7 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
 
     from utils import distributed
     from utils.logger import setup_logging
+    from utils.random_state import seed_random_state
 
     started = time.time()
     torch.autograd.set_detect_anomaly(arguments.debug)
@@ -236,7 +236,7 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
         if distributed.is_main():
             prepare_output(output_dir, config, argv, restart=arguments.restart)
         distributed.barrier()
-        seed_everything(config.seed)
+        seed_random_state(config.seed)
         task = build_task(config, device, is_evaluation=arguments.evaluate)
         if "save_initial" in actions:
             save_initial(task, output_dir)
@@ -301,8 +301,20 @@ def load_initial_weights(task: Task, config: Config, *, is_evaluation: bool) -> 
         notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
     elif init.text or init.image:
         notes += load_public_weights(task.model, text=init.text, image=init.image)
+    if init.checkpoint_by_language and is_evaluation:
+        task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
     for note in notes:
         say(note)
+
+
+def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
+    """The language's own checkpoint; English has none of its own and keeps init.checkpoint."""
+    from rosetta import find_weights, load_weights
+
+    own = Path(init.checkpoint_by_language.replace("{language}", language))
+    source = find_weights(Path(init.checkpoint) if language == "en" and init.checkpoint and not own.exists() else own)
+    load_weights(task.model, source, init.allow_missing)
+    say(f"{language}: weights from {source}")
 
 
 def save_initial(task: Task, output_dir: Path) -> None:
@@ -339,16 +351,6 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
     print(format_table(metrics))
     if remote:
         upload(output_dir, remote)
-
-
-def seed_everything(seed: int) -> None:
-    """The same start on every process: weights are drawn alike everywhere."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def as_yaml(config: Config) -> str:

@@ -50,11 +50,10 @@ class DataConfig:
         for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        for split in ("val", "test"):
-            files = getattr(getattr(self, split), "files", None)
-            absent = [name for name in self.languages if isinstance(files, dict) and name not in files]
-            if absent:
-                raise ValueError(f"languages: {split} has no {', '.join(absent)}; found: {', '.join(files)}")
+        files = getattr(self.test, "files", None)
+        absent = [name for name in self.languages if isinstance(files, dict) and name not in files]
+        if absent:
+            raise ValueError(f"languages: test has no {', '.join(absent)}; found: {', '.join(files)}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], found {self.max_bad_share}")
 
@@ -106,10 +105,10 @@ class Data:
             dataset, bad_records = self._dataset(split), BadRecords(self.config.max_bad_share)
             self._count(dataset, bad_records)
             found = dataset.galleries(bad_records, self.config.num_workers)
-            missing = [language for language in self.config.languages if language not in found]
-            if missing:
-                raise DataError(f"data.{split} has no {', '.join(missing)}; found: {', '.join(found)}")
-            self._galleries[split] = {name: found[name] for name in self.config.languages or found}
+            wanted = [language for language in self.config.languages if language in found]
+            if self.config.languages and not wanted:
+                raise DataError(f"data.{split} has none of the wanted languages; found: {', '.join(found)}")
+            self._galleries[split] = {name: found[name] for name in wanted or found}
         for gallery in (fold for folds in self._galleries[split].values() for fold in folds):
             self._places.update({p: (gallery.reader, r) for p, r in zip(gallery.image_paths, gallery.records)})
         return self._galleries[split]
