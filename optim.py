@@ -19,7 +19,7 @@ class OptimConfig:
     eps: float = 1e-8
     # torch: bias correction of the denominator before eps, decay before the update; hf: as the originals' optimizer.
     flavour: Literal["torch", "hf"] = "torch"
-    no_decay: list[str] = field(default_factory=lambda: [r"bias", r"temperature$", r"log_scale$"])
+    no_decay: list[str] = field(default_factory=lambda: [r"bias", r"temperature", r"log_scale$"])
     decays_vectors: bool = False  # whether gains of norms and other parameters below two dimensions may be decayed
     fresh_lr_multiplier: float = 1.0  # for parameters that no public weights initialise
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # name rule -> factor; the last that matches wins

@@ -1,14 +1,22 @@
-"""CCRK's optimizer and schedule: rates by step, AdamW's arithmetic, clipping."""
+"""CCRK's optimizer and schedule: rates by step, parameter groups, AdamW's arithmetic, clipping."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from optim import OptimConfig, make_optimizer, set_learning_rate
+from compat import cclm_weights
+from models.model import Model
+from optim import OptimConfig, make_groups, make_optimizer, set_learning_rate
 from scheduler import ScheduleConfig, learning_rate_factor
+from tasks.image_text import ImageText
+from utils.config import build, read_yaml
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_optimizer_schedule(case: Path) -> None:
@@ -16,6 +24,8 @@ def run_optimizer_schedule(case: Path) -> None:
     inputs, outputs = load_file(case / "inputs.safetensors"), load_file(case / "outputs.safetensors")
     for schedule in config["schedules"].values():
         check_schedule(schedule)
+    check_groups(config["pretrain_groups"], "pretrain")
+    check_groups(config["finetune_groups"], "finetune")
     check_adamw(config["adamw"], inputs, outputs)
     check_clipping(inputs, outputs)
 
@@ -26,6 +36,47 @@ def check_schedule(schedule: dict) -> None:
     for step, lr in enumerate(schedule["lr_at_step"]):
         found = schedule["lr"] * learning_rate_factor(ours, step, total_steps)
         assert abs(found - lr) <= 1e-9 * schedule["lr"], (step, found, lr)
+
+
+def check_groups(groups: list[dict[str, Any]], stage: str) -> None:
+    """Every original parameter is in the group of the same rate and decay, by the rules of the shipped settings."""
+    expected = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    tree = model_tree(set(expected), stage)
+    holder = nn.Module()
+    holder.model = Model(build(Model.Config, tree))
+    settings = read_yaml(ROOT / "configs/base/ccrk.yaml")["optim"]
+    multiplier = read_yaml(ROOT / "configs/base/ccrk_pretrain.yaml")["optim"]["fresh_lr_multiplier"]
+    rate = min(lr for lr, _ in expected.values())
+    settings |= {"lr": rate, "fresh_lr_multiplier": multiplier if stage == "pretrain" else 1}
+    ours = make_groups(holder, build(OptimConfig, settings), ImageText.fresh_parameters(holder))
+    # Each of our tensors is filled with its group's number and translated: originals then show which group they are in.
+    tags = {
+        name.removeprefix("model."): torch.full_like(parameter.detach(), number)
+        for number, group in enumerate(ours)
+        for name, parameter in group["params"]
+    }
+    theirs = cclm_weights.to_checkpoint(holder.model.state_dict() | tags, tree, stage)
+    for name, (lr, decay) in expected.items():
+        group = ours[int(theirs[name].flatten()[0])]
+        assert abs(group["lr"] - lr) <= 1e-9 * lr and group["weight_decay"] == decay, (name, group["lr"], lr, decay)
+
+
+def model_tree(names: set[str], stage: str) -> dict[str, Any]:
+    """The smallest model with the layers that the names tell of."""
+    layers = {int(n) for name in names for n in re.findall(r"encoder\.layer\.(\d+)\.", name)}
+    fused = {int(n) for name in names for n in re.findall(r"layer\.(\d+)\.crossattention", name)}
+    blocks = {(int(a), int(b)) for name in names for a, b in re.findall(r"layers\.(\d+)\.blocks\.(\d+)\.", name)}
+    depths = [max(b for a, b in blocks if a == stage_number) + 1 for stage_number in sorted({a for a, _ in blocks})]
+    sizes = {"width": 8, "num_heads": 2, "mlp_width": 16}
+    return {
+        "image_encoder": {"name": "swin", "image_size": 96, "window_size": 3, "width": 8, "depths": depths,
+                          "num_heads": [1, 2, 2, 4][: len(depths)]},
+        "text_encoder": {"name": "bert", "vocab_size": 12, "max_positions": 8, "pad_id": 1,
+                         "num_layers": len(layers - fused), **sizes},
+        "text_fusion": {"num_layers": len(fused)},
+        "embed_dim": 8,
+        "has_masked_language_head": any(".cls." in name for name in names),
+    }  # fmt: skip
 
 
 def check_adamw(adamw: dict, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
