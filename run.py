@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.task import Task
 
 ROOT = Path(__file__).resolve().parent
-WRONG_USE, FAILED = 2, 1
+WRONG_USE, FAILED, STOPPED = 2, 1, 75
 # The value of these may itself begin with dashes.
 WHOLE_STRING_FLAGS = ("--pret_para", "--ft_para")
 EPILOG = """\
@@ -387,5 +388,12 @@ def say(text: str, kind: str = "note") -> None:
         print(f"run.py: {kind}: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
+def leave_on_signal(*_: object) -> NoReturn:
+    """Before training has begun (which saves first) there is nothing to keep."""
+    os._exit(STOPPED)
+
+
 if __name__ == "__main__":
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, leave_on_signal)
     sys.exit(main(sys.argv[1:]))
