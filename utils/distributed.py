@@ -1,7 +1,7 @@
 """Processes and what travels between them: rank, host agreements, gathered rows with their gradient, and the launcher.
 
 Groups are made with gloo for host tensors and nccl for device tensors, so integers and flags never touch a device.
-With one process no group exists and every function here is the identity.
+With one process no group exists and every function here is the identity. The nccl side has not been run on GPUs yet.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Number formats of training, and what keeps their gradients sound: loss scale, norm, clipping, skipping of bad steps.
 
 Everything here stays on the device: whether a step is skipped is a tensor that the fused optimizer reads itself.
+Held by tests on the CPU, fp16 included; not run on a GPU yet.
 """
 
 from collections.abc import Iterable
