@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Images = Sequence[Any]
 ROOT = Path(__file__).resolve().parent
+# The originals' names for the files of a run, and what stands there in a run of ours.
+ORIGINAL_NAMES = {"checkpoint_best.pth": "best", "checkpoint_*.pth": "last", "model_state_*.th": "last"}
 SYSTEM_CONFIGS = {
     "cclm_pretrain": "configs/ccrk/pretrain_3m.yaml",
     "cclm_finetune": "configs/ccrk/retrieval_multi30k_en.yaml",
@@ -46,7 +48,7 @@ class Rosetta:
     """A loaded model with its tokenizer and image transform; images are paths, PIL images, arrays or tensors."""
 
     def __init__(self, model: Model, config: Config) -> None:
-        from dataset.data import Inference
+        from dataset.inference import Inference
 
         self.model, self.config = model, config
         self._inputs = Inference(config.data, config.model.image_encoder.image_size)
@@ -98,11 +100,12 @@ class Rosetta:
 
 def find_weights(path: Path) -> Path:
     """The weights file of an output folder, a checkpoint folder or the file itself."""
-    for candidate in (path / "checkpoints/best", path / "checkpoints/last", path):
-        if (candidate / "model.safetensors").is_file():
-            return candidate / "model.safetensors"
     if path.is_file():
         return path
+    named = [path.parent / "checkpoints" / name for pattern, name in ORIGINAL_NAMES.items() if path.match(pattern)]
+    for candidate in (*named, path / "checkpoints/best", path / "checkpoints/last", path):
+        if (candidate / "model.safetensors").is_file():
+            return candidate / "model.safetensors"
     raise FileNotFoundError(
         f"{path}: no weights; expected a file, a checkpoint folder with model.safetensors, or an output folder"
     )
