@@ -17,6 +17,7 @@ from utils.registry import nearest
 
 COMMAND_LINE = "command line"
 FEWSHOT_SUFFIX = "_fewshot"
+ORIGINAL_MODEL = "cclm-base-ft"
 
 
 @dataclass
@@ -39,10 +40,12 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     tree = _read(path, world, placeholders, notices)
     if arguments.gmt:
         tree = _use_translated_tests(tree, path)
-    notices += _check_load_ckpt_from(arguments, task)
+    notices += _notices_of_unread_flags(arguments, task)
     tree, actions = _lay_flags_over(tree, arguments, task, world, notices)
     tree = join(tree, [parse_override(word) for word in arguments.settings])
-    return Plan(fill_placeholders(tree, placeholders), processes, notices, actions)
+    tree = fill_placeholders(tree, placeholders)
+    _refuse_unfilled(tree)
+    return Plan(tree, processes, notices, actions)
 
 
 def find_config(
@@ -71,6 +74,19 @@ def find_config(
     if not sibling.is_file():
         raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
     return sibling
+
+
+def _refuse_unfilled(tree: Node) -> None:
+    """Few-shot files name places for a language and a number of shots, which only the command line knows."""
+    if isinstance(tree.value, dict):
+        for key, node in tree.value.items():
+            _refuse_unfilled(Node(key, node.place))
+            _refuse_unfilled(node)
+    elif isinstance(tree.value, list):
+        for node in tree.value:
+            _refuse_unfilled(node)
+    elif isinstance(tree.value, str) and any(place in tree.value for place in ("{lang}", "{shots}")):
+        raise ConfigError(f"{tree.place}: '{tree.value}' has a place to fill; give --fewshot LANGUAGE,SHOTS as de,100")
 
 
 def _locate(named: str, root: Path) -> Path:
@@ -109,10 +125,13 @@ def _use_translated_tests(tree: Node, path: Path) -> Node:
     return replace(tree, value={**tree.value, "data": data})
 
 
-def _check_load_ckpt_from(arguments: Namespace, task: str | None) -> list[str]:
-    if not arguments.load_ckpt_from or task == "nlvr_domain":
-        return []
-    return [f"--load_ckpt_from is read by the task nlvr_domain only; {task} starts from --checkpoint"]
+def _notices_of_unread_flags(arguments: Namespace, task: str | None) -> list[str]:
+    notices = []
+    if arguments.load_ckpt_from and task != "nlvr_domain":
+        notices.append(f"--load_ckpt_from is read by the task nlvr_domain only; {task} starts from --checkpoint")
+    if arguments.model != ORIGINAL_MODEL:
+        notices.append(f"--model {arguments.model} only named a folder of configs; name the file with --config")
+    return notices
 
 
 def _lay_flags_over(

@@ -149,13 +149,13 @@ def test_translated_test_files(command, english):
 
 
 def test_few_shots_and_one_checkpoint_per_language(command, english, world):
-    words = ["--task", "xflickrco", "--checkpoint", "out/en", "--fewshot", "de,100"]
+    words = ["--task", "xflickrco", "--checkpoint", "out/en/checkpoint_best.pth", "--fewshot", "de,100"]
     assert command(*words, "--lr", "1e-6", "--bs", "6", "--epoch", "1", "--output_dir", "out/shots/de") == 0
     assert list(metrics_of("out/shots/de")["test"])[0] == "de"
     for language in ("ja", "zh"):
         (world / "out/shots" / language).mkdir()
         (world / "out/shots" / language / "checkpoints").symlink_to("../de/checkpoints")
-    flags = " --model_cap ours --checkpoint_fmt out/shots/format"
+    flags = " --model_cap ours --checkpoint_fmt out/shots/format/checkpoint_best.pth"
     assert (
         command(*words, "--dist", "1", "--device", "c4", "--evaluate", "--output_dir", "out/mrv", "--ft_para", flags)
         == 0

@@ -100,6 +100,22 @@ def test_few_shots_choose_the_sibling_and_fill_its_names(tmp_path):
     assert tree["output_dir"] == "o/de_100"
 
 
+def test_a_few_shot_file_needs_to_know_language_and_shots():
+    with pytest.raises(
+        ConfigError, match="xflickrco_fewshot.yaml:5: .* has a place to fill; give --fewshot LANGUAGE,SHOTS"
+    ):
+        settled("--task xflickrco --fewshot de")
+    with pytest.raises(ConfigError, match="'{lang}' has a place to fill"):
+        settled("--task xflickrco --config configs/ccrk/xflickrco_fewshot.yaml")
+
+
+def test_flags_that_nothing_reads_are_told():
+    notices = settled("--task wit --load_ckpt_from a.th --model b").notices
+    assert (
+        "--load_ckpt_from is read by the task nlvr_domain only" in notices[0] and "--model b only named" in notices[1]
+    )
+
+
 def test_a_batch_of_one_process_counts_for_all_of_them():
     words = ["--task", "pretrain", "--pret_para", "--imgbsz 32"]
     plan = settle(run.parse(words), Processes(nproc=2, nnodes=2), DEFAULT_CONFIG, ROOT)
