@@ -1,7 +1,8 @@
 """A5: one image-text training step of CCLM-base in fp32: contrastive, matching and masked-word losses, backward, AdamW.
 
 The plain step pads, repeats images, runs the fusion stack three times, holds all logits and draws negatives one by one.
-Both steps share the model, the image tower's code, the batch and the optimizer; dropout is off on both sides.
+Its AdamW walks over the parameters as the originals' does, ours is the trainer's. Both steps share the model, the image
+tower's code, the batch and the moments; dropout is off on both sides.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from models.model import Model
 from objectives import OBJECTIVES
 from objectives.matching import match_logits, match_loss
 from objectives.step import Step
+from optim import OptimConfig, make_optimizer
 from tasks.image_text import ImageText
 from utils.config import build
 
@@ -130,22 +132,39 @@ def check(task: ImageText, batch: ImageTextBatch) -> str:
     return "; ".join(agree(ours[name], expected[name], TOLERANCE, name) for name in expected)
 
 
+@torch.no_grad()
+def update_one_by_one(optimizer: torch.optim.AdamW) -> None:
+    """AdamW as the originals' library wrote it, on the moments of `optimizer`."""
+    for group in optimizer.param_groups:
+        beta1, beta2 = group["betas"]
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            state["step"] += 1
+            count = state["step"].item()
+            state["exp_avg"].mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+            root = state["exp_avg_sq"].sqrt().add_(group["eps"])
+            size = group["lr"] * (1 - beta2**count) ** 0.5 / (1 - beta1**count)
+            parameter.addcdiv_(state["exp_avg"], root, value=-size)
+            parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
+
+
 def run(options: Options) -> list[Result]:
     """Row A5."""
     sizes = SMALL if options.is_small else BASE
     task = make_task(sizes).train()
     batch = make_batch(task, sizes.batch)
     words = check(task, batch)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-6, weight_decay=0.01)
+    optimizer = make_optimizer(task, OptimConfig(lr=1e-6))
 
-    def step(losses: Callable[[], dict[str, Tensor]]) -> None:
+    def step(losses: Callable[[], dict[str, Tensor]], update: Callable[[], object]) -> None:
         sum(losses().values()).backward()
-        optimizer.step()
+        update()
         optimizer.zero_grad()
 
     ways = {
-        "plain": lambda: step(lambda: plain_losses(task, batch, None)),
-        "ours": lambda: step(lambda: task(batch)),
+        "ours": lambda: step(lambda: task(batch), optimizer.step),  # first, for it makes the moments
+        "plain": lambda: step(lambda: plain_losses(task, batch, None), lambda: update_one_by_one(optimizer)),
     }
     seconds = interleaved(ways, options.repeats)
     return [
