@@ -31,28 +31,35 @@ class _VocabularyLoss(torch.autograd.Function):
         ctx.size = max(1, chunk_elements // max(1, len(tokens)))
         highest = tokens.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
         total = torch.zeros_like(highest)
+        exponentials = None
         for part in _chunks(len(weight), ctx.size):
-            logits = _logits(tokens, weight[part], bias[part])  # (Q, C)
-            new_highest = torch.maximum(highest, logits.amax(dim=1))
-            total = total * (highest - new_highest).exp() + logits.sub_(new_highest[:, None]).exp_().sum(dim=1)
+            exponentials = _logits(tokens, weight[part], bias[part])  # (Q, C)
+            new_highest = torch.maximum(highest, exponentials.amax(dim=1))
+            exponentials.sub_(new_highest[:, None]).exp_()
+            total = total * (highest - new_highest).exp() + exponentials.sum(dim=1)
             highest = new_highest
         normaliser = highest + total.log()
         is_counted = target != IGNORED_TARGET
         known = target.clamp_min(0)
         right = (tokens.float() * weight[known].to(tokens.dtype).float()).sum(dim=1) + bias[known]
         num_counted = is_counted.sum().clamp_min(1)
-        ctx.save_for_backward(tokens, weight, bias, known, normaliser, is_counted / num_counted)
+        # A vocabulary that fits one chunk keeps its probabilities; a larger one computes them again in backward.
+        kept = exponentials.div_(total[:, None]) if ctx.size >= len(weight) else None
+        ctx.save_for_backward(tokens, weight, bias, known, normaliser, is_counted / num_counted, kept)
         return ((normaliser - right) * is_counted).sum() / num_counted
 
     @staticmethod
     def backward(ctx, grad_loss):
-        tokens, weight, bias, known, normaliser, share = ctx.saved_tensors
+        tokens, weight, bias, known, normaliser, share, kept = ctx.saved_tensors
         row_scale = (grad_loss * share)[:, None]  # (Q, 1)
         grad_tokens = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
         for part in _chunks(len(weight), ctx.size):
             piece = weight[part].to(tokens.dtype)
-            probability = _logits(tokens, piece, bias[part]).sub_(normaliser[:, None]).exp_().mul_(row_scale)
+            if kept is None:
+                probability = _logits(tokens, piece, bias[part]).sub_(normaliser[:, None]).exp_().mul_(row_scale)
+            else:
+                probability = kept * row_scale
             inside = ((known >= part.start) & (known < part.stop))[:, None]
             place = (known - part.start).clamp(0, probability.shape[1] - 1)[:, None]
             probability.scatter_add_(1, place, -row_scale * inside)
