@@ -33,7 +33,6 @@ EPILOG = """\
 exit status: 0 done; 1 failed; 2 the command or a setting is wrong; 75 stopped by SIGTERM or SIGINT after saving:
 run the same command again to continue.
 examples:
-  run.py --task pretrain --config configs/ccrk/pretrain_3m.yaml --output_dir output/3m --dist 1
   run.py --task itr_multi30k --checkpoint ccrk_3m.th --bs 64 --epoch 10 --output_dir output/multi30k
   run.py --task xflickrco --checkpoint english.th --fewshot de,100 --output_dir output/de optim.weight_decay=0.05
 """
@@ -136,7 +135,7 @@ def main(argv: list[str]) -> int:
         return execute(config, plan.actions, arguments, argv)
     except (ConfigError, FileNotFoundError) as error:
         return leave(error, WRONG_USE, arguments)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         return leave(error, FAILED, arguments)
 
 
@@ -145,6 +144,7 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     from compat.command import settle
     from tasks import DEFAULT_CONFIG
     from utils.config import ConfigError, build
+    from utils.results import check_remote
 
     plan = settle(arguments, find_processes(arguments), DEFAULT_CONFIG, ROOT)
     for notice in plan.notices:
@@ -154,6 +154,7 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     config, num_processes = build(Config, plan.tree), plan.processes.nproc * plan.processes.nnodes
     if config.data.batch_size < num_processes:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared among {num_processes} processes")
+    check_remote(arguments.output_hdfs)
     return plan, config
 
 

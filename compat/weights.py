@@ -64,6 +64,8 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
 
 
 _BACKBONE = "image_encoder.backbone."
+# What timm's architectures call the classifier that no tower here has.
+_CLASSIFIERS = ("head.", "fc.", "classifier.")
 
 
 def _leave_out(translation: Translation, prefix: str, reason: str) -> None:
@@ -78,7 +80,7 @@ def _tower(tower: State, image: dict[str, Any]) -> State:
         return swin.to_timm(tower, image)
     if image["name"] == "vit" and image.get("class_token", True):
         return vit.to_timm(tower, image)
-    return tower
+    return {name: value for name, value in tower.items() if not name.startswith(_CLASSIFIERS)}
 
 
 def image_tower(state: State, image: dict[str, Any]) -> State:

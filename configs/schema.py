@@ -50,6 +50,10 @@ class Config:
             raise ValueError(unknown_name_message("task", self.task, TASKS.names()))
         if not all(objective.is_always_due for objective in self.objectives.values()):
             self.train.find_unused_parameters = True
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
+        if not self.output_dir:
+            raise ValueError("output_dir is empty; name a folder")
         for name in ("itm", "mlm"):
             if name in self.objectives and self.model.text_fusion is None:
                 raise ValueError(f"objectives.{name} needs model.text_fusion")

@@ -139,7 +139,7 @@ def parse_override(text: str) -> Node:
     node = located(value, place)
     node = Node(node.value, place, raw)
     for key in reversed(keys):
-        node = Node({key: node}, place)
+        node = Node({key: node}, COMMAND_LINE)
     return node
 
 

@@ -9,12 +9,22 @@ from typing import Any
 
 import fsspec
 
+from utils.config import ConfigError
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write at once or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def check_remote(remote: str | None) -> None:
+    """Raise ConfigError if there is no file system for this address."""
+    try:
+        fsspec.url_to_fs(remote or "")
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(f"{remote}: cannot be reached: {error}") from error
 
 
 def upload(output_dir: Path, remote: str) -> None:

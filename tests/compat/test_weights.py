@@ -50,3 +50,14 @@ def test_files_may_wrap_the_state_dict_and_prefix_its_keys():
     assert list(tensors_of({"model": {"module.temp": torch.zeros(1)}, "epoch": 3})) == ["temp"]
     with pytest.raises(ValueError, match="no tensors"):
         tensors_of({"epoch": 3})
+
+
+def test_public_file_of_any_timm_tower_fills_the_tower_without_its_classifier():
+    import timm
+
+    from compat.weights import image_tower
+
+    file = timm.create_model("resnet18", pretrained=False).state_dict()
+    ours = image_tower(file, {"name": "timm", "model": "resnet18", "image_size": 32})
+    model = build_model(image_encoder={"name": "timm", "model": "resnet18", "image_size": 32})
+    assert set(ours) == {name for name in model.state_dict() if name.startswith("image_encoder.backbone.")}
