@@ -117,3 +117,17 @@ def test_other_number_of_processes_loses_and_repeats_no_sample(data, tmp_path):
     finish(start(config, output, 2, "train.max_steps=6", "train.save_every_steps=1", "train.eval_every_epochs=0"))
     state = torch.load(output / "checkpoints/last/training.pt", weights_only=True)
     assert state["loader"] == {"seed": 7, "epoch": 1, "consumed": 0}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers follow their launcher on Linux only")
+def test_workers_do_not_outlive_a_killed_launcher(data, tmp_path):
+    config, output = tmp_path / "toy.yaml", tmp_path / "out"
+    dump_yaml(toy_settings(data, epochs=4000), config)
+    process = start(config, output, 2)
+    while steps_logged(output) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # the workers hold the same pipe: it closes when the last of them has ended
+    logged = steps_logged(output)
+    time.sleep(0.5)
+    assert steps_logged(output) == logged

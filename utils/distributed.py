@@ -4,8 +4,11 @@ Groups are made with gloo for host tensors and nccl for device tensors, so integ
 With one process no group exists and every function here is the identity. The nccl side has not been run on GPUs yet.
 """
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -47,12 +50,26 @@ def device_for_rank(kind: str = "auto") -> torch.device:
     return torch.device(kind)
 
 
+def end_with_launcher() -> None:
+    """Let this worker be killed when its launcher dies: one that lived on would write beside the run that continues.
+
+    Does nothing outside torchrun and on systems other than Linux.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:  # the launcher was gone before the request
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def setup(device: torch.device, *, timeout_seconds: int = 1800) -> None:
     """Join the process group that the launcher describes in the environment; nothing to do for one process."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    end_with_launcher()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
 
