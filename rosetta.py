@@ -7,6 +7,7 @@ scores = model.score(["cat.jpg", "dog.jpg"], ["eine Katze", "a dog"])
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from configs.schema import Config
+    from configs.schema import Config, InitConfig
     from models.model import Model
+    from tasks.task import Task
 
+log = logging.getLogger(__name__)
 Images = Sequence[Any]
 ROOT = Path(__file__).resolve().parent
 # The originals' names for the files of a run, and what stands there in a run of ours.
@@ -116,10 +119,9 @@ def find_config(weights: Path) -> Path:
     for folder in list(weights.resolve().parents)[:4]:
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
-    from utils.checkpoint import read_weights
-
     from compat.cclm_weights import recognise
     from compat.weights import tensors_of
+    from utils.checkpoint import read_weights
 
     stage = recognise(tensors_of(read_weights(weights)))
     if stage is None:
@@ -135,9 +137,8 @@ def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[
     Raises ValueError that lists every missing, unexpected or misshapen key that has no explanation; allow_missing names
     beginnings of our keys that may stay fresh.
     """
-    from utils.checkpoint import read_weights
-
     from compat.weights import tensors_of, translate
+    from utils.checkpoint import read_weights
     from utils.config import to_tree
 
     translation = translate(tensors_of(read_weights(path)), to_tree(model.config))
@@ -150,9 +151,8 @@ def load_public_weights(model: Model, *, text: str = "", image: str = "") -> lis
     """Start towers from public weights: a Hugging Face directory for the text side, a Swin or ViT file for the image
     side.
     """
-    from utils.checkpoint import read_weights
-
     from compat.weights import image_tower, tensors_of, text_tower
+    from utils.checkpoint import read_weights
     from utils.config import to_tree
 
     tree, state = to_tree(model.config), {}
@@ -163,6 +163,52 @@ def load_public_weights(model: Model, *, text: str = "", image: str = "") -> lis
     fresh = sorted(set(model.state_dict()) - set(state))
     _fill(model, state, text or image, tuple(fresh), [])
     return [f"fresh: {', '.join(sorted({name.rpartition('.')[0] for name in fresh}))}"]
+
+
+def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
+    """Start from the weights that `init` names; a run that continues has its own, and an evaluation must have some."""
+    init = config.init
+    if (Path(config.output_dir) / "checkpoints").is_dir() and not is_evaluation:
+        return []
+    notes = []
+    if init.checkpoint or is_evaluation:
+        source = find_weights(Path(init.checkpoint or config.output_dir))
+        notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
+    elif init.text or init.image:
+        notes += load_public_weights(task.model, text=init.text, image=init.image)
+    if init.checkpoint_by_language and is_evaluation:
+        task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
+    return notes
+
+
+def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
+    """The language's own checkpoint; English has none of its own and keeps init.checkpoint."""
+    own = Path(init.checkpoint_by_language.replace("{language}", language))
+    source = find_weights(Path(init.checkpoint) if language == "en" and init.checkpoint and not own.exists() else own)
+    load_weights(task.model, source, init.allow_missing)
+    log.info("%s: weights from %s", language, source)
+
+
+def export_weights(
+    checkpoint: str | os.PathLike, layout: str, output_dir: str | os.PathLike, config: str | os.PathLike | None = None
+) -> Path:
+    """Write a checkpoint as <output_dir>/<layout>.th, {"model": state dict} in an original system's layout; its path.
+
+    layout: ccrk_pretrain, ccrk_finetune, cclm_pretrain or cclm_finetune. Raises ValueError for another one.
+    """
+    import torch
+
+    from compat.weights import to_original
+    from utils.config import to_tree
+
+    loaded = load(checkpoint, config)
+    state = to_original(loaded.model.state_dict(), to_tree(loaded.config.model), layout)
+    path = Path(output_dir) / f"{layout}.th"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save({"model": state, "config": to_tree(loaded.config)}, temporary)
+    os.replace(temporary, path)
+    return path
 
 
 def _weights_in(folder: Path) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from compat.command import Plan
     from compat.processes import Processes
-    from configs.schema import Config, InitConfig
+    from configs.schema import Config
     from tasks.task import Task
 
 ROOT = Path(__file__).resolve().parent
@@ -82,6 +82,9 @@ def make_parser() -> Parser:
     values.add_argument(
         "--output_hdfs", metavar="URL", help="remote folder (hdfs://, s3://) that gets a copy of the results"
     )
+    values.add_argument(
+        "--to", metavar="LAYOUT", help="with --task export: ccrk_pretrain, ccrk_finetune or the same of cclm"
+    )
     start = parser.add_argument_group("processes")
     start.add_argument(
         "--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN"
@@ -125,6 +128,8 @@ def main(argv: list[str]) -> int:
     from utils.config import ConfigError
 
     try:
+        if arguments.task == "export":
+            return export(arguments)
         plan, config = settle_command(arguments)
         if arguments.dry_run:
             print(as_yaml(config), end="")
@@ -137,6 +142,18 @@ def main(argv: list[str]) -> int:
         return leave(error, WRONG_USE, arguments)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         return leave(error, FAILED, arguments)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint in an original system's layout."""
+    from rosetta import export_weights
+
+    missing = [flag for flag in ("checkpoint", "to", "output_dir") if getattr(arguments, flag) is None]
+    if missing:
+        say(f"--task export needs --{', --'.join(missing)}", kind="error")
+        return WRONG_USE
+    print(export_weights(arguments.checkpoint, arguments.to, arguments.output_dir, arguments.config))
+    return 0
 
 
 def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
@@ -253,13 +270,15 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
 
 def build_task(config: Config, device: torch.device, *, is_evaluation: bool) -> Task:
     """The task with its first weights on the device; what cannot be built is a mistake in the settings."""
+    from rosetta import initialise
     from tasks import TASKS
     from utils.config import ConfigError
 
     try:
         task = TASKS.load(config.task).from_config(config)
         task.check_data(("test",) if is_evaluation else ("train", "val", "test"))
-        load_initial_weights(task, config, is_evaluation=is_evaluation)
+        for note in initialise(task, config, is_evaluation=is_evaluation):
+            say(note)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     return task.to(device)
@@ -289,34 +308,6 @@ def data_files(config: Config) -> list[str]:
         for entry in files.values() if isinstance(files, dict) else files:
             paths += [entry] if isinstance(entry, str) else entry
     return sorted(set(paths))
-
-
-def load_initial_weights(task: Task, config: Config, *, is_evaluation: bool) -> None:
-    """Start from the weights that `init` names; a run that continues has its own, and an evaluation must have some."""
-    from rosetta import find_weights, load_public_weights, load_weights
-
-    init, notes = config.init, []
-    if (Path(config.output_dir) / "checkpoints").is_dir() and not is_evaluation:
-        return
-    if init.checkpoint or is_evaluation:
-        source = find_weights(Path(init.checkpoint or config.output_dir))
-        notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
-    elif init.text or init.image:
-        notes += load_public_weights(task.model, text=init.text, image=init.image)
-    if init.checkpoint_by_language and is_evaluation:
-        task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
-    for note in notes:
-        say(note)
-
-
-def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
-    """The language's own checkpoint; English has none of its own and keeps init.checkpoint."""
-    from rosetta import find_weights, load_weights
-
-    own = Path(init.checkpoint_by_language.replace("{language}", language))
-    source = find_weights(Path(init.checkpoint) if language == "en" and init.checkpoint and not own.exists() else own)
-    load_weights(task.model, source, init.allow_missing)
-    say(f"{language}: weights from {source}")
 
 
 def save_initial(task: Task, output_dir: Path) -> None:

@@ -29,7 +29,9 @@ class Inference:
         self.transform = TRANSFORMS.load(config.test_transform.name)(config.test_transform, image_size)
 
     def images(self, images: Sequence[Any]) -> Tensor:
-        """uint8 (M, 3, S, S) of paths, encoded bytes, PIL images or (H, W, 3) uint8 arrays; ValueError names a bad one."""
+        """uint8 (M, 3, S, S) of paths, encoded bytes, PIL images or (H, W, 3) uint8 arrays; ValueError names a bad
+        one.
+        """
         pixels = []
         for place, image in enumerate(images):
             try:

@@ -32,7 +32,9 @@ class ImageConfig:
 
 
 class PatchProjection(nn.Conv2d):
-    """A convolution whose stride is its kernel, as one matrix product: on a CPU its backward is several times faster."""
+    """A convolution whose stride is its kernel, as one matrix product: on a CPU its backward is several times
+    faster.
+    """
 
     @classmethod
     def like(cls, convolution: nn.Conv2d) -> PatchProjection:

@@ -12,8 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_addoption(parser) -> None:
-    """`--fixtures ROOT`: the folder of parity cases to run. pytest's own flag of that name stays available as `--funcargs`."""
+    """`--fixtures ROOT`: the folder of parity cases to run. pytest's own flag of that name stays available as
+    `--funcargs`.
+    """
     builtin = parser.optparser._option_string_actions.pop("--fixtures", None)
     if builtin is not None:
         builtin.option_strings.remove("--fixtures")
-    parser.addoption("--fixtures", dest="parity_fixtures", default=None, help="root of <system>/<case>/kind.json for tests/parity")
+    parser.addoption("--fixtures", dest="parity_fixtures", default=None, help="root of the parity cases")

@@ -123,3 +123,21 @@ def test_public_towers_fill_their_part_and_the_rest_stays_fresh(run_folder, tmp_
     fused = model.text_fusion.layers[0].feed_forward.up.weight
     assert torch.equal(fused, theirs.encoder.layer[1].intermediate.dense.weight)
     assert torch.equal(model.text_fusion.layers[0].cross_attention.query.weight, before)
+
+
+def test_exported_checkpoint_is_the_original_layout_and_loads_again(run_folder, tmp_path):
+    tree = toy_settings(run_folder.parent / "data")
+    tree["model"]["image_encoder"] = SWIN
+    settings = build(Config, tree)
+    folder = tmp_path / "swin"
+    (folder / "checkpoints/last").mkdir(parents=True)
+    model = Model(settings.model)
+    save_file({f"model.{n}": v for n, v in model.state_dict().items()}, folder / "checkpoints/last/model.safetensors")
+    dump_yaml(settings, folder / "config.yaml")
+    path = rosetta.export_weights(folder, "ccrk_pretrain", tmp_path / "exported")
+    state = torch.load(path, weights_only=True)["model"]
+    assert "text_encoder.bert.encoder.layer.1.crossattention.self.query.weight" in state
+    again = rosetta.load(path, folder / "config.yaml").model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="unknown layout 'blip'"):
+        rosetta.export_weights(folder, "blip", tmp_path)
