@@ -39,9 +39,8 @@ class CaptionedImages:
         caption_key: str = "caption"
         languages: list[str] = field(default_factory=list)  # order is kept; none: those of the first record, sorted
         caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
-        keep_images: bool = (
-            False  # prepared pictures stay in memory: for small sets whose transform starts with a resize
-        )
+        # Prepared pictures and token ids stay in memory: for small sets whose transform starts with a resize.
+        keep_in_memory: bool = False
         missing_language: Literal["skip", "keep"] = "skip"  # what happens to a picture that lacks a language
 
         def __post_init__(self) -> None:
@@ -57,6 +56,7 @@ class CaptionedImages:
         self.config, self.preprocessing = config, preprocessing
         self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
         self._prepared: dict[int, Any] = {}
+        self._encoded: dict[str, list[int]] = {}
         self.languages = list(config.languages) or find_languages(self.records, config.caption_key)
         if config.caption_num > len(self.languages):
             found = ", ".join(self.languages)
@@ -78,7 +78,7 @@ class CaptionedImages:
         record = self.records.read(index)
         captions = self._captions(record, generator)
         value = _as_value(find_image(record, self.config.image_key))
-        texts = self.preprocessing.encode(list(captions.values()))
+        texts = self._encode(list(captions.values()))
         return Sample(
             image=self.preprocessing.transform.finish(self._prepare(index, value), generator),
             image_id=stable_id(image_key(value)),
@@ -120,9 +120,17 @@ class CaptionedImages:
             return self._prepared[index]
         data = read_image(value, self.config.image_root, self.preprocessing.files)
         prepared = self.preprocessing.transform.prepare(data)
-        if self.config.keep_images:
+        if self.config.keep_in_memory:
             self._prepared[index] = prepared
         return prepared
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of cleaned captions."""
+        if not self.config.keep_in_memory:
+            return self.preprocessing.encode(texts)
+        missing = [text for text in texts if text not in self._encoded]
+        self._encoded.update(zip(missing, self.preprocessing.encode(missing) if missing else []))
+        return [self._encoded[text] for text in texts]
 
     def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[int, str]:
         """Cleaned captions by language number, in the order of the languages."""

@@ -124,7 +124,7 @@ def test_batches_are_image_major(tmp_path):
 
 
 def test_kept_pictures_are_the_same_pictures(tmp_path):
-    dataset = open_dataset(tmp_path, [{"caption": CAPTIONS, "image_path": "a.png"}], keep_images=True)
+    dataset = open_dataset(tmp_path, [{"caption": CAPTIONS, "image_path": "a.png"}], keep_in_memory=True)
     first = read(dataset).image
     (tmp_path / "a.png").unlink()
     assert np.array_equal(read(dataset).image, first)
