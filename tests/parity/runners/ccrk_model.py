@@ -55,7 +55,8 @@ def model_tree(config: dict[str, Any], stage: str, vision: str = "vision") -> di
         "text_fusion": {"num_layers": num_layers - num_text},
         "embed_dim": config["embed_dim"],
         "shared_projection": config.get("use_one_cl_proj_only", False),
-        "temperature": {"initial": config.get("temp_init", 0.07), "is_clamped": stage == "pretrain"},
+        # The weights bring the value; a case may start outside the range to which it is clamped.
+        "temperature": {"is_clamped": stage == "pretrain"},
         "has_masked_language_head": stage == "pretrain",
     }
 
