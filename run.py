@@ -275,8 +275,8 @@ def build_task(config: Config, device: torch.device, *, is_evaluation: bool) -> 
     from utils.config import ConfigError
 
     try:
-        task = TASKS.load(config.task).from_config(config)
-        task.check_data(("test",) if is_evaluation else ("train", "val", "test"))
+        splits = ("test",) if is_evaluation else ("train", "val", "test")
+        task = TASKS.load(config.task).from_config(config, splits)
         for note in initialise(task, config, is_evaluation=is_evaluation):
             say(note)
     except (ValueError, OSError) as error:

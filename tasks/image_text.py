@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dataset.batch import ImageTextBatch
+from dataset.data import Data
 from models.model import Model
+from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
 from objectives.step import Step
 from tasks.retrieval import RetrievalEvaluation
@@ -22,7 +24,7 @@ class ImageText(Task):
 
     headline = "r_mean"
 
-    def __init__(self, model: Model, objectives: dict[str, Any], data: Any, evaluation: RetrievalEvaluation) -> None:
+    def __init__(self, model: Model, objectives: dict[str, Any], data: Data, evaluation: RetrievalEvaluation) -> None:
         super().__init__()
         self.model = model
         self.objectives = {name: OBJECTIVES.load(name)(config) for name, config in objectives.items()}
@@ -32,12 +34,12 @@ class ImageText(Task):
         self.positive_choice = matching.positive_text if matching is not None else "uniform"
 
     @classmethod
-    def from_config(cls, config: Any) -> ImageText:
-        """The task of a whole configuration; reads the data sets that it names."""
-        from dataset.data import Data
-
+    def from_config(cls, config: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> ImageText:
+        """The task of a whole configuration; wrong data of these splits is told before a model exists."""
         image_size = config.model.image_encoder.image_size
         data = Data(config.data, image_size=image_size, seed=config.seed, has_masks="mlm" in config.objectives)
+        data.check(splits)
+        check_tokenizer(data, config.model.text_encoder)
         model = Model(config.model)
         return cls(model, config.objectives, data, RetrievalEvaluation(config.evaluation, data, config.output_dir))
 
@@ -64,10 +66,6 @@ class ImageText(Task):
         """This rank's batches."""
         return self.data.train_loader(rank, world_size)
 
-    def check_data(self, splits: tuple[str, ...]) -> None:
-        """Raise if a file of the splits is missing."""
-        self.data.check(splits)
-
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, Any]:
         """Retrieval in both directions over every set of the split."""
@@ -81,3 +79,17 @@ class ImageText(Task):
         """Cross-attention, projections, match head and temperature: in no public tower."""
         beginnings = ("model.image_projection", "model.text_projection", "model.match_head", "model.temperature")
         return {n for n, _ in self.named_parameters() if n.startswith(beginnings) or ".cross_attention." in n}
+
+
+def check_tokenizer(data: Data, text: TextEncoder.Config) -> None:
+    """ValueError if the text encoder has no embedding for something that the tokenizer writes."""
+    tokenizer, longest = data.tokenizer, text.max_positions - text.position_offset
+    if tokenizer.vocab_size > text.vocab_size:
+        found = f"model.text_encoder.vocab_size {text.vocab_size} is too small for {data.config.tokenizer}"
+        raise ValueError(f"{found}, which has {tokenizer.vocab_size} pieces")
+    if tokenizer.pad_id != text.pad_id:
+        raise ValueError(
+            f"model.text_encoder.pad_id is {text.pad_id}, {data.config.tokenizer} pads with {tokenizer.pad_id}"
+        )
+    if data.config.max_tokens > longest:
+        raise ValueError(f"data.max_tokens {data.config.max_tokens} is more than the encoder's {longest} positions")

@@ -29,9 +29,6 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
-    def check_data(self, splits: tuple[str, ...]) -> None:
-        """Raise FileNotFoundError or ValueError if a split names what is not there, before anything is computed."""
-
     def evaluate(self, split: str) -> dict[str, Any]:
         """The tree of metrics of `val` or `test`; called on all ranks, which get equal trees. {} if the split has no
         data.
