@@ -28,6 +28,7 @@ from utils.metrics import (
     Reranked,
     chance_of_galleries,
     mean_metrics,
+    rank_spread,
     recall_metrics,
     retrieval_metrics,
     retrieval_ranks,
@@ -257,7 +258,10 @@ def metrics_of_folds(ranks: dict[str, list[LanguageRanks]]) -> dict[str, Any]:
     """Metrics by set; the recall of a set in folds is the mean of its folds, spreads and medians are over all
     instances.
     """
-    metrics = retrieval_metrics({name: _join(folds) for name, folds in ranks.items()})
+    joined = {name: _join(folds) for name, folds in ranks.items()}
+    metrics = retrieval_metrics(joined)
+    if spread := rank_spread(joined):
+        metrics["rank_spread"] = spread
     for name, folds in ranks.items():
         metrics[name] = mean_metrics([recall_metrics(fold.image_to_text, fold.text_to_image) for fold in folds])
     metrics["mean"] = mean_metrics([metrics[name] for name in ranks])
