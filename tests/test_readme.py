@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 
 import run
-from configs.schema import load_settings
+from configs.schema import Config, load_settings
 from models.model import Model
 from objectives import OBJECTIVES
 from objectives.step import Step
 from tests.tiny import build_model, make_batch
+from tests.toy_ccrk import toy_settings, write_toy_data
+from utils.checkpoint import write_weights
+from utils.config import build, dump_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +46,7 @@ def run_commands():
 @pytest.mark.parametrize("line", run_commands())
 def test_a_command_of_run_settles(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # configs are found wherever the command is given
+    (tmp_path / "own.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
     words = shlex.split(line)
     assert run.main([*words[words.index("run.py") + 1 :], "--dry_run"]) == 0, capsys.readouterr().err
 
@@ -55,6 +59,7 @@ def test_a_make_target_exists(line):
 
 def test_every_command_is_of_a_kind_that_is_tested():
     known = (" run.py ", "make ", "python3 -m venv ", "pip install -r requirements.txt", "-m pytest ")
+    known += ("python3 -m dataset.build_tokenizer ",)
     for line in commands():
         assert any(part in f" {line}" for part in known), line
 
@@ -160,8 +165,26 @@ def test_the_configuration_builds_a_model(examples):
         assert Model(settings.model).has_fusion
 
 
+def test_the_three_lines_of_python_score_pictures(tmp_path, monkeypatch):
+    source, _ = blocks("python")
+    write_pictures(tmp_path, ["cat.jpg", "dog.jpg"])
+    write_toy_data(tmp_path / "data", num_images=8)
+    settings, folder = build(Config, toy_settings(tmp_path / "data")), tmp_path / "output/quickstart"
+    write_weights(Model(settings.model).state_dict(), make_folder(folder / "checkpoints/last") / "model.safetensors")
+    dump_yaml(settings, folder / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(compile(source, "README.md", "exec", dont_inherit=True), scope)
+    assert scope["scores"]["match"].shape == (2, 2)
+
+
+def make_folder(path):
+    path.mkdir(parents=True)
+    return path
+
+
 def test_the_example_objective_is_one_file_and_one_line(monkeypatch):
-    (source,) = blocks("python")
+    _, source = blocks("python")
     scope: dict = {"__name__": "objectives.pull"}
     exec(compile(source, "README.md", "exec", dont_inherit=True), scope)
     assert '"pull": "objectives.pull:Pull"' in source
