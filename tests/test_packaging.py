@@ -1,0 +1,55 @@
+"""What is installed is what is imported, and the lock holds versions of all of it."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = {"PIL": "pillow", "cv2": "opencv-python-headless", "ruamel": "ruamel.yaml"}
+# Imported only where a setting asks for them, or read by another package on our behalf.
+OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece"}
+PROGRAMS = ("bench", "compat", "configs", "dataset", "models", "objectives", "tasks", "utils")
+
+
+def requirement_names(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {re.match(r"[\w.-]+", line).group().lower() for line in lines if line[:1].isalpha()}
+
+
+def imported_packages():
+    files = [path for part in PROGRAMS for path in (ROOT / part).rglob("*.py")] + list(ROOT.glob("*.py"))
+    names = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    own = {*PROGRAMS, "tests", *(path.stem for path in ROOT.glob("*.py"))}
+    return {DISTRIBUTION.get(name, name) for name in names - own - set(sys.stdlib_module_names)}
+
+
+def test_requirements_are_what_is_imported():
+    assert requirement_names("requirements.txt") - BEHIND == imported_packages() - OPTIONAL
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_has_a_lower_bound_and_a_tested_version(name):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line[:1].isalpha()]
+    assert lines and all(re.fullmatch(r"[\w.-]+>=[\d.]+", line) for line in lines), lines
+    assert requirement_names(name) <= requirement_names("requirements.lock")
+
+
+def test_the_lock_names_versions_and_nothing_of_a_machine():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r'[\w.-]+==[\w.]+( ; sys_platform == "linux")?', line), line
+
+
+def test_licences_of_bundled_data_are_stated():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    bundled = [path for path in (ROOT / "assets").rglob("*") if path.suffix in (".zip", ".gz", ".txt")]
+    for path in bundled:
+        assert path.relative_to(ROOT).as_posix() in notice, path
