@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.packing import Packing, join_packings, pack, positions_in_text, select_texts, token_rows
+from models.packing import Packing, join_packings, pack, positions_in_text, select_texts, token_rows, with_spare_rows
 from models.transformer import Layer, LayerConfig, initialise
 
 
@@ -25,24 +26,26 @@ class TextState:
         """The texts `index` (n,), repeats allowed; gradients flow back to the originals."""
         packing, rows = select_texts(self.packing, index)
         return TextState(
-            self.tokens[rows], packing, None if self.embed is None else self.embed[index.to(self.embed.device)]
+            self.tokens[with_spare_rows(rows)],
+            packing,
+            None if self.embed is None else self.embed[index.to(self.embed.device)],
         )
 
     def padded(self, length: int | None = None) -> Tensor:
         """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs
         it.
         """
-        length = length or max(self.packing.lengths)
-        flat = self.tokens.new_zeros(self.packing.num_texts * length, self.tokens.shape[1])
-        return flat.index_put((token_rows(self.packing, length),), self.tokens).view(self.packing.num_texts, length, -1)
+        length, num_texts = length or max(self.packing.lengths), self.packing.num_texts
+        flat = self.tokens.new_zeros(num_texts * length, self.tokens.shape[1])
+        real = self.tokens[: self.packing.num_rows]
+        return flat.index_put((token_rows(self.packing, length),), real).view(num_texts, length, -1)
 
 
 def join_texts(states: Sequence[TextState]) -> TextState:
     """All texts of several states, one after the other."""
     packing, rows = join_packings([state.packing for state in states])
-    return TextState(
-        torch.cat([state.tokens for state in states])[rows], packing, torch.cat([state.embed for state in states])
-    )
+    tokens = torch.cat([state.tokens[: state.packing.num_rows] for state in states])
+    return TextState(tokens[rows], packing, torch.cat([state.embed for state in states]))
 
 
 class TextEncoder(nn.Module):
@@ -114,9 +117,9 @@ class TextEncoder(nn.Module):
 
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
-        rows = token_rows(packing, ids.shape[1])
-        packed_ids = ids.flatten()[rows]  # (R,)
+        packed_ids = ids.flatten()[with_spare_rows(token_rows(packing, ids.shape[1]))]  # (R,)
         position = positions_in_text(packing, ids.device) + self.config.position_offset
+        position = F.pad(position, (0, len(packed_ids) - len(position)))
         x = self.word(packed_ids) + self.token_type.weight[0] + self.position(position)
         x = self.dropout(self.norm(x))
         for layer in self.layers:

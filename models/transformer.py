@@ -66,10 +66,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, mask, dropout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return F.dropout(scores.softmax(dim=-1), dropout) @ value
+    with torch.autocast("cpu", enabled=False):
+        # Single precision throughout: in bf16 every new shape of these small products would be compiled first.
+        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return (F.dropout(scores.softmax(dim=-1), dropout) @ value.float()).to(value.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -105,7 +107,8 @@ class SelfAttention(nn.Module):
             if reading is not None and reading.kept[number] is not None:
                 attended = attended[reading.kept[number]]
             pieces.append(attended)
-        attended = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        spare = len(residual) - sum(map(len, pieces))
+        attended = torch.cat([*pieces, pieces[0].new_zeros(spare, width)])
         return self.norm(residual + self.residual_dropout(self.output(attended)))
 
     def _read_queries(self, rows: Tensor, slots: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ class CrossAttention(nn.Module):
             attended = self._attend(rows, keys.select(block.images))
             pieces.append(attended.transpose(1, 2).reshape(-1, query.shape[1])[block.kept])
         rows = torch.cat([block.rows for block in blocks])
-        place = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+        place = rows.new_zeros(len(query)).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
         return torch.cat(pieces)[place]
 
     def _gathered(self, query: Tensor, keys: KeyValue, image_of_text: Tensor) -> Tensor:
