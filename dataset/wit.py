@@ -1,17 +1,22 @@
-"""Joins WIT's annotation lines with the pictures of Kaggle's pixel files, once, into lines that hold both."""
+"""Joins WIT's annotation lines with the pictures of Kaggle's pixel files, once, into lines that hold both.
+
+python3 -m dataset.wit test_ar.jsonl ... --pixels images/wit_test/*.csv --output data/wit/annotations-bs64
+"""
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from dataset.files import BadRecord, Files
+from dataset.files import BadRecord, DataError, Files
 from dataset.readers import Records
 from dataset.samples import decode_base64
 
@@ -85,3 +90,23 @@ def _read_pixels(pixel_files: Sequence[str]) -> Iterator[tuple[str, str]]:
                     log.warning("skipped %s:%d: not an address, a tab and base64; %s", path, number, error)
                     continue
                 yield address, content
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python3 -m dataset.wit", description=__doc__.splitlines()[0])
+    parser.add_argument("annotations", nargs="+", help="IGLUE's JSON lines")
+    parser.add_argument("--pixels", nargs="+", required=True, help="Kaggle's tab-separated files, .gz too")
+    parser.add_argument("--output", required=True, help="folder for the joined files")
+    arguments = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        missing = join_wit_pixels(arguments.annotations, arguments.pixels, arguments.output)
+    except (DataError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    log.info("%d files in %s; %d lines without a picture", len(missing), arguments.output, sum(missing.values()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from dataset.wit import join_wit_pixels
+from dataset.wit import join_wit_pixels, main
 from tests.dataset.toy import base64_of, picture, write_lines
 
 
@@ -28,3 +28,13 @@ def test_annotations_get_their_pictures(tmp_path):
         ("three", first),
     ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"test_ar.jsonl", "test_da.jsonl"}
+
+
+def test_the_command_joins_and_tells_what_is_absent(tmp_path):
+    (tmp_path / "test_ar.jsonl").write_text(
+        json.dumps({"image_url": "u/1", "caption_reference_description": "one"}) + "\n"
+    )
+    (tmp_path / "a.csv").write_text(f"u/1\t{base64_of(picture(1))}\n")
+    words = [str(tmp_path / "test_ar.jsonl"), "--pixels", str(tmp_path / "a.csv"), "--output", str(tmp_path / "out")]
+    assert main(words) == 0 and "u/1" in (tmp_path / "out/test_ar.jsonl").read_text()
+    assert main([str(tmp_path / "none.jsonl"), *words[1:]]) == 2

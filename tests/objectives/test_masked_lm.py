@@ -24,3 +24,16 @@ def test_no_masked_word_is_a_loss_of_zero():
     loss = vocabulary_loss(tokens, torch.randn(5, 4), torch.zeros(5), torch.tensor([-100, -100]))
     loss.backward()
     assert loss.item() == 0 and tokens.grad.abs().sum() == 0
+
+
+def test_half_precision_stays_near_and_leaves_gradients_in_the_weight_s_type():
+    generator = torch.Generator().manual_seed(0)
+    tokens, weight, bias = (
+        torch.randn(shape, generator=generator).requires_grad_() for shape in ((9, 6), (50, 6), (50,))
+    )
+    target = torch.randint(0, 50, (9,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = vocabulary_loss(tokens, weight, bias, target, 90)
+    loss.backward()
+    assert loss.item() == pytest.approx(plain.full_vocabulary_loss(tokens, weight, bias, target).item(), rel=2e-2)
+    assert tokens.grad.dtype == weight.grad.dtype == torch.float32
