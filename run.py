@@ -337,8 +337,9 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
     from utils.results import upload, write_json
 
     metrics["total_seconds"] = round(seconds, 1)
-    if "chance" in metrics["test"]:
-        metrics["chance"] = metrics["test"].pop("chance")
+    for name in ("chance", "dual_encoder", "rank_spread"):
+        if name in metrics["test"]:
+            metrics[name] = metrics["test"].pop(name)
     write_json(output_dir / "metrics.json", metrics)
     build_report(output_dir)
     print(format_table(metrics))

@@ -75,7 +75,7 @@ def _rows(metrics: dict) -> tuple[list[str], list[list[str]], set[int]]:
     _, tree = _split_of(metrics)
     languages = [name for name, row in tree.items() if isinstance(row, dict) and name not in NOT_LANGUAGES]
     keys = RECALLS if _is_retrieval(tree) else list(dict.fromkeys(key for name in languages for key in tree[name]))
-    summary = tree | {"chance": _beside(metrics, "chance")}
+    summary = tree | {name: _beside(metrics, name) for name in ("dual_encoder", "chance")}
     rows = [[name] + [_cell(tree[name].get(key)) for key in keys] for name in languages]
     for name, words in SUMMARY_ROWS.items():
         if any(key in summary.get(name, {}) for key in keys):
