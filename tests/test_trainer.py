@@ -46,21 +46,30 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert untimed_log(found) == untimed_log(expected)
 
 
-def kill_until_done(settings: dict, delays: list[float], first_write: Path) -> int:
-    """Start again and again, killing the group a delay after its first sign of life; how often it was killed."""
-    for count, delay in enumerate(delays):
-        process = start(settings)
-        deadline = time.time() + 60
-        while not first_write.exists() and process.poll() is None and time.time() < deadline:
-            time.sleep(0.01)
+def written(folder: Path) -> set[tuple[str, int]]:
+    """What lies in the checkpoint folder, down to the bytes: changes while a checkpoint is being written."""
+    found = set()
+    for path in folder.rglob("*"):
         try:
-            process.wait(timeout=delay)
-            return count
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert run(settings) == 0
-    return len(delays)
+            found.add((str(path), path.stat().st_size))
+        except FileNotFoundError:  # renamed or pruned this moment
+            continue
+    return found
+
+
+def kill_a_moment_after_progress(settings: dict, delay: float, folder: Path) -> bool:
+    """Start, wait until the run writes of a checkpoint, kill its group `delay` later; whether it was alive."""
+    before = written(folder)
+    process = start(settings)
+    deadline = time.monotonic() + 60
+    while written(folder) <= before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(delay)
+    was_alive = process.poll() is None
+    if was_alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return was_alive
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
@@ -68,10 +77,11 @@ def test_a_run_killed_at_random_instants_ends_like_one_that_was_not(tmp_path: Pa
     settings = {"nproc": nproc, "train": {"epochs": 3, "accumulate": 1, "keep_checkpoints": 2}}
     assert run(settings | {"output_dir": str(tmp_path / "whole")}) == 0
     draw = random.Random(5)
-    start_seconds = 4.0 if nproc == 1 else 7.0
-    delays = [start_seconds * draw.uniform(0.6, 1.6) for _ in range(4)]
     killed = settings | {"output_dir": str(tmp_path / "killed"), "slow_writes": 0.03, "seconds_per_step": 0.02}
-    assert kill_until_done(killed, delays, tmp_path / "killed/checkpoints") >= 2
+    delays = [draw.uniform(0, 0.4) for _ in range(4)]
+    kills = [kill_a_moment_after_progress(killed, delay, tmp_path / "killed/checkpoints") for delay in delays]
+    assert sum(kills) >= 2
+    assert run(killed) == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 

@@ -75,9 +75,15 @@ def setup(device: torch.device, *, timeout_seconds: int = 1800) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, all processes together unless this one is leaving because of an error.
+
+    A process that took its connections down while others still used theirs made gloo abort one of them now and then.
+    """
+    if not dist.is_initialized():
+        return
+    if sys.exc_info()[0] in (None, SystemExit):
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 def all_agree(flag: bool) -> bool:
