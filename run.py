@@ -6,7 +6,6 @@ command continues.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -14,109 +13,27 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from compat.command_line import WRONG_USE, parse
+
 if TYPE_CHECKING:
+    import argparse
+
     import torch
 
     from compat.command import Plan
     from compat.processes import Processes
     from configs.schema import Config
     from tasks.task import Task
+    from tasks.tool import Tool
 
 ROOT = Path(__file__).resolve().parent
-WRONG_USE, FAILED, STOPPED = 2, 1, 75
-# The value of these may itself begin with dashes.
-WHOLE_STRING_FLAGS = ("--pret_para", "--ft_para")
-EPILOG = """\
-exit status: 0 done; 1 failed; 2 the command or a setting is wrong; 75 stopped by SIGTERM or SIGINT after saving:
-run the same command again to continue.
-examples:
-  run.py --task itr_multi30k --checkpoint ccrk_3m.th --bs 64 --epoch 10 --output_dir output/multi30k
-  run.py --task xflickrco --checkpoint english.th --fewshot de,100 --output_dir output/de optim.weight_decay=0.05
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line and leaves with status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments:"):
-            from utils.registry import nearest
-
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            word = message.split(":", 1)[1].split()[0].split("=")[0]
-            close = nearest(word, flags)
-            message = f"unknown flag {word}; " + (f"did you mean {close}?" if close else "see --help")
-        self.exit(WRONG_USE, f"run.py: {message}\n")
-
-
-def make_parser() -> Parser:
-    """Every flag of the originals' run.py, and ours."""
-    parser = Parser(
-        "run.py",
-        description="Train and evaluate cross-lingual image-text models.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    what = parser.add_argument_group("what to do")
-    what.add_argument("--task", help="a row of the task table; 'list' prints the table")
-    what.add_argument("--config", help="YAML file, ours or an original system's; absent: the task's default")
-    what.add_argument("--output_dir", help="folder for everything that the run writes")
-    what.add_argument("--evaluate", action="store_true", help="evaluate the test split, no training")
-    what.add_argument("--restart", action="store_true", help="start over instead of continuing from output_dir")
-    what.add_argument("--dry_run", action="store_true", help="check everything, print the settings, build nothing")
-    what.add_argument(
-        "settings", nargs="*", metavar="key=value", help="any setting of the configuration, as optim.lr=1e-5"
-    )
-    values = parser.add_argument_group("settings with a name of their own")
-    values.add_argument("--checkpoint", help="weights to start from: ours, or a released file of an original system")
-    values.add_argument("--bs", type=int, metavar="N", help="training batch over all processes")
-    values.add_argument("--epoch", type=int, metavar="N", help="epochs to train")
-    values.add_argument("--lr", type=float, help="learning rate")
-    values.add_argument("--seed", type=int, help="seed of everything random")
-    values.add_argument("--fewshot", metavar="LANG[,SHOTS]", help="few-shot language and number of shots, as de,100")
-    values.add_argument("--gmt", action="store_true", help="test on captions machine-translated to English")
-    values.add_argument(
-        "--output_hdfs", metavar="URL", help="remote folder (hdfs://, s3://) that gets a copy of the results"
-    )
-    values.add_argument(
-        "--to", metavar="LAYOUT", help="with --task export: ccrk_pretrain, ccrk_finetune or the same of cclm"
-    )
-    start = parser.add_argument_group("processes")
-    start.add_argument(
-        "--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN"
-    )
-    start.add_argument("--nproc", type=int, metavar="N", help="processes on this machine")
-    start.add_argument("--nnodes", type=int, metavar="N", help="machines")
-    start.add_argument("--node_rank", "--rank", type=int, metavar="N", help="number of this machine")
-    start.add_argument("--master_addr", metavar="HOST", help="the first machine")
-    start.add_argument("--port", type=int, help="port on the first machine")
-    start.add_argument("--device", metavar="LIST", help="GPUs to use: 0,2,3 or cN for 0 ... N-1")
-    start.add_argument("--debug", action="store_true", help="autograd anomaly detection and full tracebacks")
-    old = parser.add_argument_group("flags of the original systems")
-    old.add_argument("--model", default="cclm-base-ft", help="accepted; it only named a folder of configs")
-    old.add_argument("--pret_type", metavar="X", help="choose the task pretrain_X")
-    old.add_argument("--pret_para", default="", metavar="FLAGS", help="the original pre-training flags, as one string")
-    old.add_argument("--ft_para", default="", metavar="FLAGS", help="the original fine-tuning flags, as one string")
-    old.add_argument("--load_ckpt_from", help="weights for nlvr_domain, skipping its first stage")
-    return parser
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command's flags; settings may stand anywhere between them."""
-    words = list(argv)
-    for flag in WHOLE_STRING_FLAGS:
-        while flag in words[:-1]:
-            place = words.index(flag)
-            words[place : place + 2] = [f"{flag}={words[place + 1]}"]
-    parser = make_parser()
-    arguments = parser.parse_intermixed_args(words)
-    if arguments.task is None and arguments.config is None:
-        parser.error("--task is missing; --task list prints what there is")
-    return arguments
+FAILED, STOPPED = 1, 75
 
 
 def main(argv: list[str]) -> int:
@@ -125,11 +42,14 @@ def main(argv: list[str]) -> int:
     if arguments.task == "list":
         print(task_table())
         return 0
+    from tasks import TOOLS
     from utils.config import ConfigError
 
     try:
         if arguments.task == "export":
             return export(arguments)
+        if arguments.task in TOOLS:
+            return run_tool(arguments, argv)
         plan, config = settle_command(arguments)
         if arguments.dry_run:
             print(as_yaml(config), end="")
@@ -154,6 +74,71 @@ def export(arguments: argparse.Namespace) -> int:
         return WRONG_USE
     print(export_weights(arguments.checkpoint, arguments.to, arguments.output_dir, arguments.config))
     return 0
+
+
+def run_tool(arguments: argparse.Namespace, argv: list[str]) -> int:
+    """Do what a row of the tool table does; the exit status."""
+    from rosetta import load
+    from tasks import TOOLS
+    from utils import distributed
+    from utils.results import upload, write_json
+
+    kind = TOOLS.load(arguments.task)
+    config = tool_config(kind, arguments)
+    if arguments.dry_run:
+        print(as_yaml(config), end="")
+        return 0
+    processes = find_processes(arguments)
+    if processes.are_many and not is_worker():
+        return start_processes(argv, processes)
+    choose_devices(processes)
+    with process_group(config.seed):
+        tool = kind(config, load)
+        result = tool.run()
+        if distributed.is_main():
+            output_dir = Path(config.output_dir)
+            if result:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                write_json(output_dir / "metrics.json", result)
+            print(tool.summary(result), end="")
+            if arguments.output_hdfs:
+                upload(output_dir, arguments.output_hdfs)
+    return 0
+
+
+def tool_config(kind: type[Tool], arguments: argparse.Namespace) -> Any:
+    """The settings of a tool: its own, or those of the training run that it looks at."""
+    from compat.command import settle, settle_tool
+    from tasks import DEFAULT_CONFIG
+    from utils.config import build
+
+    if not kind.reads_run_config:
+        return build(kind.Config, settle_tool(arguments))
+    from configs.schema import Config
+
+    arguments = copy(arguments)
+    arguments.task = None  # the tool's own name is no task of a run
+    plan = settle(arguments, find_processes(arguments), DEFAULT_CONFIG, ROOT)
+    for notice in plan.notices:
+        say(notice)
+    return build(Config, plan.tree)
+
+
+@contextmanager
+def process_group(seed: int) -> Iterator[torch.device]:
+    """This process's device, as one of its group, with a log and seeded random numbers."""
+    from utils import distributed
+    from utils.logger import setup_logging
+    from utils.random_state import seed_random_state
+
+    device = distributed.device_for_rank()
+    distributed.setup(device)
+    setup_logging(is_main=distributed.is_main())
+    try:
+        seed_random_state(seed)
+        yield device
+    finally:
+        distributed.shutdown()
 
 
 def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
@@ -242,20 +227,14 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     import torch
 
     from utils import distributed
-    from utils.logger import setup_logging
-    from utils.random_state import seed_random_state
 
     started = time.time()
     torch.autograd.set_detect_anomaly(arguments.debug)
-    device = distributed.device_for_rank()
-    distributed.setup(device)
-    setup_logging(is_main=distributed.is_main())
-    try:
+    with process_group(config.seed) as device:
         output_dir = Path(config.output_dir)
         if distributed.is_main():
             prepare_output(output_dir, config, argv, restart=arguments.restart)
         distributed.barrier()
-        seed_random_state(config.seed)
         task = build_task(config, device, is_evaluation=arguments.evaluate)
         if "save_initial" in actions:
             save_initial(task, output_dir)
@@ -263,8 +242,6 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
         metrics = task_metrics(task, config, device, is_evaluation=arguments.evaluate)
         if distributed.is_main():
             finish(output_dir, metrics, time.time() - started, arguments.output_hdfs)
-    finally:
-        distributed.shutdown()
     return 0
 
 
@@ -365,14 +342,14 @@ def leave(error: Exception, status: int, arguments: argparse.Namespace) -> int:
 
 
 def task_table() -> str:
-    """Every task with the settings it starts from."""
-    from tasks import DEFAULT_CONFIG, TASKS
+    """Every task and tool, and the settings it starts from."""
+    from tasks import DEFAULT_CONFIG, TASKS, TOOLS
 
-    width = max(len(name) for name in TASKS.names())
-    target_width = max(len(TASKS.target(name)) for name in TASKS.names())
     rows = [("task", "class", "default config")]
-    rows += [(name, TASKS.target(name), DEFAULT_CONFIG.get(name, "-")) for name in TASKS.names()]
-    return "\n".join(f"{name:{width}}  {target:{target_width}}  {config}" for name, target, config in rows)
+    for table in (TASKS, TOOLS):
+        rows += [(name, table.target(name), DEFAULT_CONFIG.get(name, "-")) for name in table.names()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{name:{widths[0]}}  {target:{widths[1]}}  {config}" for name, target, config in rows)
 
 
 def say(text: str, kind: str = "note") -> None:

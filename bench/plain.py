@@ -33,9 +33,9 @@ def layer(block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None
     if image is not None:
         cross = block.cross_attention
         key, value = cross.key_value(image).chunk(2, dim=-1)
-        x = cross.norm(
-            x + cross.residual_dropout(cross.output(attention(cross.query(x), key, value, cross.num_heads, None)))
-        )
+        real = torch.ones(image.shape[:2], device=x.device)  # the originals add a mask of an image without padding, too
+        attended = attention(cross.query(x), key, value, cross.num_heads, real)
+        x = cross.norm(x + cross.residual_dropout(cross.output(attended)))
     return block.feed_forward(x)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compat import ccrk, ccrk_flags
 from compat.ccrk_keys import OUR_CONFIG
-from compat.flags import split_fewshot, translate_run_flags
+from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
 from utils.config import ConfigError
 from utils.config_tree import Node, fill_placeholders, join, parse_override, read_file, read_tree
@@ -46,6 +46,21 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     tree = fill_placeholders(tree, placeholders)
     _refuse_unfilled(tree)
     return Plan(tree, processes, notices, actions)
+
+
+def settle_tool(arguments: Namespace) -> Node:
+    """The settings of a tool: its file, if one is named, under flags and key=value."""
+    tree = read_tree(arguments.config) if arguments.config else Node({}, COMMAND_LINE)
+    given = {
+        "output_dir": arguments.output_dir,
+        "checkpoint": arguments.checkpoint,
+        "seed": arguments.seed,
+        "batch_size": arguments.bs,
+        "images": arguments.image,
+        "texts": arguments.text,
+    }
+    flags = Translation({key: value for key, value in given.items() if value is not None})
+    return join(join(tree, flags.tree(COMMAND_LINE)), [parse_override(word) for word in arguments.settings])
 
 
 def find_config(

@@ -11,7 +11,7 @@ from models.model import Model
 from objectives import OBJECTIVES
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from tasks import TASKS
+from tasks import EVALUATIONS, TASKS
 from tasks.retrieval import RetrievalEvaluation
 from trainer import TrainConfig
 from utils.config import load_config
@@ -39,7 +39,7 @@ class Config:
     output_dir: str = "output"
     seed: int = 42
     objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
-    evaluation: RetrievalEvaluation.Config = field(default_factory=RetrievalEvaluation.Config)
+    evaluation: Annotated[Any, EVALUATIONS] = field(default_factory=RetrievalEvaluation.Config)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

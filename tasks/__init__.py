@@ -21,3 +21,9 @@ DEFAULT_CONFIG = {
     "xflickrco": "configs/ccrk/xflickrco.yaml",
     "wit": "configs/ccrk/wit.yaml",
 }
+
+# What --task may name besides: programs with settings of their own (tasks/tool.py).
+TOOLS = Registry("tool", {})
+
+# How a run's `evaluation` section scores a split.
+EVALUATIONS = Registry("evaluation", {"retrieval": "tasks.retrieval:RetrievalEvaluation"})

@@ -58,6 +58,7 @@ class RetrievalEvaluation:
 
     @dataclass
     class Config:
+        name: str = "retrieval"
         # `fused` re-ranks the candidates that similarity chose; `dual` stops at similarity.
         score: Literal["fused", "dual"] = "fused"
         # Candidates of each query (the originals' k_test); a smaller gallery is re-ranked whole.

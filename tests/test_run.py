@@ -9,7 +9,7 @@ import pytest
 import run
 from compat.command import find_config, settle
 from compat.processes import Processes
-from tasks import DEFAULT_CONFIG, TASKS
+from tasks import DEFAULT_CONFIG, TASKS, TOOLS
 from utils.config import ConfigError
 from utils.config_tree import plain
 
@@ -37,9 +37,9 @@ def test_help_comes_at_once():
 def test_the_task_list_names_class_and_config():
     done = command("--task", "list")
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert done.returncode == 0 and [row[0] for row in rows] == TASKS.names()
-    assert [row[1] for row in rows] == [TASKS.target(name) for name in TASKS.names()]
-    assert [row[2] for row in rows] == [DEFAULT_CONFIG[name] for name in TASKS.names()]
+    assert done.returncode == 0 and [row[0] for row in rows] == TASKS.names() + TOOLS.names()
+    assert [row[1] for row in rows[: len(TASKS.names())]] == [TASKS.target(name) for name in TASKS.names()]
+    assert [row[2] for row in rows] == [DEFAULT_CONFIG.get(row[0], "-") for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Checkpoints that are whole or absent: written aside, synced, hashed, renamed; and safe reading of weight files.
 
-    checkpoints/<step>/model.safetensors    weights and buffers
-                       training.pt          optimizer, schedule position, counters: read back with weights_only=True
-                       ranks.pt             random states and running sums of every process
-                       manifest.json        size and SHA-256 of the files above, written last
-    checkpoints/last, checkpoints/best      links to one of them
+checkpoints/<step>/model.safetensors    weights and buffers
+                   training.pt          optimizer, schedule position, counters: read back with weights_only=True
+                   ranks.pt             random states and running sums of every process
+                   manifest.json        size and SHA-256 of the files above, written last
+checkpoints/last, checkpoints/best      links to one of them
 """
 
 import hashlib
