@@ -1,6 +1,7 @@
-"""What a data loader hands to a task: padded texts with their real lengths, masked texts, and images with their texts.
+"""What a data loader hands to a task: padded texts with their real lengths, masked texts, images or regions with their
+texts, and parallel texts.
 
-Letters: M images, T texts, L text tokens, P masked positions.
+Letters: M images, R regions, T texts, N image tokens, L text tokens, P masked positions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ IGNORED_TARGET = -100
 Batch = TypeVar("Batch")
 
 
+class Transferable:
+    """A dataclass of tensors that goes to a device, or to pinned memory, as a whole."""
+
+    def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Batch) -> Batch:
+        return map_tensors(self, Tensor.pin_memory)
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A record that was left out: `where` is `file:line`, `reason` a few words that are the same for the same fault."""
@@ -31,7 +42,7 @@ class Skipped:
 
 
 @dataclass
-class TextBatch:
+class TextBatch(Transferable):
     """ids (T, L) padded with the tokenizer's pad id to the longest text; lengths: real token counts, on the host."""
 
     ids: Tensor
@@ -45,37 +56,42 @@ class TextBatch:
     def num_padded_tokens(self) -> int:
         return self.ids.numel()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
-        return map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> TextBatch:
-        return map_tensors(self, Tensor.pin_memory)
-
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 @dataclass
-class MaskedText:
+class MaskedText(Transferable):
     """ids (T, L) with masks put in; positions (T, P), 0 where unused; targets (T, P), IGNORED_TARGET where unused."""
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedText:
-        return map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> MaskedText:
-        return map_tensors(self, Tensor.pin_memory)
+@dataclass
+class Regions(Transferable):
+    """Parts of images that texts describe, row r belongs to text r; several rows may lie in one image.
+
+    image_of_region (R,): the row in `images`. mask (R, 1 + N) bool: image tokens inside the region, entry 0 is the
+    global token and True. target_box (R, 4): centre x, centre y, width, height in [0, 1] of the image as it is fed.
+    is_image (R,) bool: the row is the whole image with its caption.
+    """
+
+    image_of_region: Tensor
+    mask: Tensor
+    target_box: Tensor
+    is_image: Tensor
 
 
 @dataclass
-class ImageTextBatch:
+class ImageTextBatch(Transferable):
     """Images with their texts, image-major: the texts of one image are neighbours, images in row order.
 
     images (M, 3, H, W) uint8; image_id (M,): equal numbers mean the same picture; image_of_text (T,): the row in
-    `images`; language_of_text (T,): index into the data set's languages; `masked` has a row per text.
+    `images`; language_of_text (T,): index into the data set's languages; `masked` has a row per text. With `regions`
+    every text has its own region: T = R, image_of_text and image_id count 0, 1, ..., R - 1. `stream` names the
+    training stream that the batch comes from.
     """
 
     images: Tensor
@@ -85,10 +101,12 @@ class ImageTextBatch:
     language_of_text: Tensor
     masked: MaskedText | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    regions: Regions | None = None
+    stream: str = "image"
 
     @property
     def num_images(self) -> int:
-        return len(self.image_id)
+        return len(self.images)
 
     @property
     def num_texts(self) -> int:
@@ -102,11 +120,33 @@ class ImageTextBatch:
     def num_padded_tokens(self) -> int:
         return self.texts.num_padded_tokens
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageTextBatch:
-        return map_tensors(self, lambda x: x.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> ImageTextBatch:
-        return map_tensors(self, Tensor.pin_memory)
+@dataclass
+class TextPairBatch(Transferable):
+    """Parallel texts: row t of `first` and of `second` say the same (two languages, or two captions of a picture).
+
+    `masked` belongs to `first`. For translation language modelling it holds the concatenated pairs instead, whose real
+    lengths are `masked_lengths`.
+    """
+
+    first: TextBatch
+    second: TextBatch
+    masked: MaskedText | None = None
+    masked_lengths: list[int] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    stream: str = "text"
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.first.num_tokens + self.second.num_tokens
+
+    @property
+    def num_padded_tokens(self) -> int:
+        return self.first.num_padded_tokens + self.second.num_padded_tokens
 
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
