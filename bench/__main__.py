@@ -9,6 +9,8 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from bench.common import Disagreement, Options, Result
 
@@ -39,12 +41,9 @@ def main(words: Sequence[str]) -> int:
         parser.error(f"unknown row {unknown[0]}; allowed: {', '.join(PROGRAMS)}")
     if not rows:
         parser.error("name rows, or --all")
-    if arguments.threads:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
-    results, failed = run(rows, Options(arguments.small, arguments.repeats))
-    print(machine())
+    options = Options(arguments.small, arguments.repeats, arguments.threads)
+    results, failed = run(rows, options)
+    print(machine(arguments.threads))
     print(table(results))
     for note in dict.fromkeys(note for result in results for note in result.notes):
         print(f"- {note}")
@@ -54,13 +53,31 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]:
-    """Results of the rows, and what did not agree."""
+    """Results of the rows, and what did not agree.
+
+    Each program runs in a process of its own: memory that an earlier one has touched would hide what a row needs.
+    """
+    results, failed = [], []
+    for module in dict.fromkeys(PROGRAMS[row] for row in rows):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            own = [row for row in rows if PROGRAMS[row] == module]
+            found, disagreements = process.submit(run_program, module, own, options).result()
+        results += found
+        failed += disagreements
+    return results, failed
+
+
+def run_program(module: str, rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]:
+    """The rows of one program, in this process."""
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
     results, failed = [], []
     for row in rows:
-        program = importlib.import_module(PROGRAMS[row]).ROWS[row]
         start = time.perf_counter()
         try:
-            results += program(options)
+            results += importlib.import_module(module).ROWS[row](options)
         except Disagreement as error:
             failed.append(f"{row}: {error}")
         print(f"{row}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
@@ -74,12 +91,13 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
+def machine(threads: int | None) -> str:
     """Where the numbers come from, in one line."""
     import torch
 
     return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads or torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
 

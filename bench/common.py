@@ -23,6 +23,7 @@ class Options:
 
     is_small: bool = False
     repeats: int = 5
+    threads: int | None = None  # None: as many as torch takes
 
 
 @dataclass
