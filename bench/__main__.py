@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from bench.common import Disagreement, Options, Result
+from bench.common import Options, Result, run_program
 
 PROGRAMS = {
     "A1": "bench.reranking",
@@ -64,23 +62,6 @@ def run(rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]
             found, disagreements = process.submit(run_program, module, own, options).result()
         results += found
         failed += disagreements
-    return results, failed
-
-
-def run_program(module: str, rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]:
-    """The rows of one program, in this process."""
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    results, failed = [], []
-    for row in rows:
-        start = time.perf_counter()
-        try:
-            results += importlib.import_module(module).ROWS[row](options)
-        except Disagreement as error:
-            failed.append(f"{row}: {error}")
-        print(f"{row}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return results, failed
 
 

@@ -6,7 +6,9 @@ A program module has ROWS: name of the row -> function(options) that checks that
 from __future__ import annotations
 
 import gc
+import importlib
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -43,6 +45,21 @@ class Result:
 
 class Disagreement(AssertionError):
     """Both ways do not compute the same thing, so a ratio would mean nothing."""
+
+
+def run_program(module: str, rows: Sequence[str], options: Options) -> tuple[list[Result], list[str]]:
+    """The rows of one program, in this process."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    results, failed = [], []
+    for row in rows:
+        start = time.perf_counter()
+        try:
+            results += importlib.import_module(module).ROWS[row](options)
+        except Disagreement as error:
+            failed.append(f"{row}: {error}")
+        print(f"{row}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return results, failed
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> str:
