@@ -25,10 +25,6 @@ Images = Sequence[Any]
 ROOT = Path(__file__).resolve().parent
 # The originals' names for the files of a run, and what stands there in a run of ours.
 ORIGINAL_NAMES = {"checkpoint_best.pth": "best", "checkpoint_*.pth": "last", "model_state_*.th": "last"}
-SYSTEM_CONFIGS = {
-    "cclm_pretrain": "configs/ccrk/pretrain_3m.yaml",
-    "cclm_finetune": "configs/ccrk/retrieval_multi30k_en.yaml",
-}
 
 
 def load(path: str | os.PathLike, config: str | os.PathLike | None = None, *, device: str = "cpu") -> Rosetta:
@@ -119,16 +115,15 @@ def find_config(weights: Path) -> Path:
     for folder in list(weights.resolve().parents)[:4]:
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
-    from compat.cclm_weights import recognise
-    from compat.weights import tensors_of
+    from compat.weights import released_config, tensors_of
     from utils.checkpoint import read_weights
 
-    stage = recognise(tensors_of(read_weights(weights)))
-    if stage is None:
+    released = released_config(tensors_of(read_weights(weights)))
+    if released is None:
         raise ValueError(
             f"{weights}: no config.yaml beside these weights, and they are of no known system; name a config"
         )
-    return ROOT / SYSTEM_CONFIGS[f"cclm_{stage}"]
+    return ROOT / released
 
 
 def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[str] = ()) -> list[str]:
@@ -194,7 +189,7 @@ def export_weights(
 ) -> Path:
     """Write a checkpoint as <output_dir>/<layout>.th, {"model": state dict} in an original system's layout; its path.
 
-    layout: ccrk_pretrain, ccrk_finetune, cclm_pretrain or cclm_finetune. Raises ValueError for another one.
+    layout: a row of compat.weights.EXPORTS, as ccrk_pretrain. Raises ValueError for another one.
     """
     import torch
 

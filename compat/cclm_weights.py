@@ -6,27 +6,17 @@ files have neither.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from compat import swin, vit
 from compat.bert import embedding_entries, layer_entries, masked_head_entries
-from compat.layout import Entry, State, to_ours, to_theirs, with_weight_and_bias
+from compat.layout import Entry, State, Translation, to_ours, to_theirs, with_weight_and_bias
 
 Stage = Literal["pretrain", "finetune"]
 _VISION, _BACKBONE = "vision_encoder.", "image_encoder.backbone."
-
-
-@dataclass
-class Translation:
-    """Our state; foreign keys that were missing; foreign keys left out, each with the reason."""
-
-    state: State
-    missing: list[str] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
+RELEASED = {"pretrain": "configs/ccrk/pretrain_3m.yaml", "finetune": "configs/ccrk/retrieval_multi30k_en.yaml"}
 
 
 def recognise(state: State) -> Stage | None:
@@ -36,6 +26,11 @@ def recognise(state: State) -> Stage | None:
     if any(name.startswith("text_encoder.bert.encoder.") for name in state):
         return "pretrain"
     return "finetune" if any(name.startswith("text_encoder.encoder.") for name in state) else None
+
+
+def released_config(state: State) -> str:
+    """Our configuration of the released model that a checkpoint holds."""
+    return RELEASED[recognise(state)]
 
 
 def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:

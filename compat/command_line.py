@@ -63,9 +63,7 @@ def make_parser() -> Parser:
     )
     values.add_argument("--image", action="append", metavar="PATH", help="a picture for a tool; may be repeated")
     values.add_argument("--text", action="append", metavar="TEXT", help="a text for a tool; may be repeated")
-    values.add_argument(
-        "--to", metavar="LAYOUT", help="with --task export: ccrk_pretrain, ccrk_finetune or the same of cclm"
-    )
+    values.add_argument("--to", metavar="LAYOUT", help="with --task export: the layout to write, as ccrk_pretrain")
     start = parser.add_argument_group("processes")
     start.add_argument(
         "--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ class Entry:
 
     ours: str
     theirs: tuple[str, ...]
+
+
+@dataclass
+class Translation:
+    """Our state; foreign keys that were missing; foreign keys left out, each with the reason."""
+
+    state: State
+    missing: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
 
 
 def with_weight_and_bias(ours: str, *theirs: str) -> list[Entry]:

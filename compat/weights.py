@@ -8,8 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from compat import bert, cclm_weights, swin, vit
-from compat.cclm_weights import Translation
-from compat.layout import State
+from compat.layout import State, Translation
+
+# Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
+# to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
+SYSTEMS = {"cclm": cclm_weights}  # CCRK's weights are CCLM's
+# What `--task export --to` may name: the system and its stage.
+EXPORTS = {
+    "cclm_pretrain": ("cclm", "pretrain"),
+    "cclm_finetune": ("cclm", "finetune"),
+    "ccrk_pretrain": ("cclm", "pretrain"),
+    "ccrk_finetune": ("cclm", "finetune"),
+}
 
 _OUR_PREFIX = "model."
 # The task's own count of steps lies beside the model's weights.
@@ -30,11 +40,19 @@ def tensors_of(content: Mapping[str, Any]) -> State:
 
 
 def recognise(state: State) -> str:
-    """`ours`, `cclm` (which CCRK shares) or `unknown`."""
+    """`ours`, a row of the table of systems, or `unknown`."""
     names = {name.removeprefix(_OUR_PREFIX) for name in state}
     if any(name.startswith("image_encoder.backbone.") for name in names):
         return "ours"
-    return "cclm" if cclm_weights.recognise(state) else "unknown"
+    return next((name for name, system in SYSTEMS.items() if system.recognise(state)), "unknown")
+
+
+def released_config(state: State) -> str | None:
+    """Our configuration of the released model that a state dict comes from, a path below the repository; None for
+    ours and for unknown ones.
+    """
+    system = recognise(state)
+    return SYSTEMS[system].released_config(state) if system in SYSTEMS else None
 
 
 def translate(state: State, model: dict[str, Any]) -> Translation:
@@ -44,12 +62,11 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
     config's.
     """
     system = recognise(state)
-    if system == "cclm":
-        return cclm_weights.from_checkpoint(state, model)
+    if system in SYSTEMS:
+        return SYSTEMS[system].from_checkpoint(state, model)
     if system == "unknown":
-        raise ValueError(
-            f"these weights are in no layout that is known (ours, CCLM, CCRK); first keys: {', '.join(list(state)[:4])}"
-        )
+        known, first = ", ".join(SYSTEMS), ", ".join(list(state)[:4])
+        raise ValueError(f"these weights are in no layout that is known (ours, {known}); first keys: {first}")
     ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
     tower = {n.removeprefix(_BACKBONE): v for n, v in ours.items() if n.startswith(_BACKBONE)}
     rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
@@ -96,10 +113,10 @@ def text_tower(state: State, model: dict[str, Any]) -> State:
     return bert.from_public(state, model)
 
 
-def to_original(state: State, model: dict[str, Any], system: str) -> State:
-    """A state dict in an original layout: `cclm_pretrain`, `cclm_finetune` (and the same for ccrk)."""
-    stages = {f"{name}_{stage}": stage for name in ("cclm", "ccrk") for stage in ("pretrain", "finetune")}
-    if system not in stages:
-        raise ValueError(f"unknown layout '{system}'; allowed: {', '.join(stages)}")
+def to_original(state: State, model: dict[str, Any], layout: str) -> State:
+    """A state dict in an original layout, a row of the table of exports."""
+    if layout not in EXPORTS:
+        raise ValueError(f"unknown layout '{layout}'; allowed: {', '.join(EXPORTS)}")
+    system, stage = EXPORTS[layout]
     ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
-    return cclm_weights.to_checkpoint(ours, model, stages[system])
+    return SYSTEMS[system].to_checkpoint(ours, model, stage)
