@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -103,12 +103,12 @@ def run_tool(arguments: argparse.Namespace, argv: list[str]) -> int:
             print(tool.summary(result), end="")
             if arguments.output_hdfs:
                 upload(output_dir, arguments.output_hdfs)
-    return 0
+    return 0 if tool.succeeded(result) else FAILED
 
 
 def tool_config(kind: type[Tool], arguments: argparse.Namespace) -> Any:
-    """The settings of a tool: its own, or those of the training run that it looks at."""
-    from compat.command import settle, settle_tool
+    """The settings of a tool: its own, with those of the training run that it looks at."""
+    from compat.command import settle_looked_at, settle_tool, split_settings
     from tasks import DEFAULT_CONFIG
     from utils.config import build
 
@@ -116,12 +116,14 @@ def tool_config(kind: type[Tool], arguments: argparse.Namespace) -> Any:
         return build(kind.Config, settle_tool(arguments))
     from configs.schema import Config
 
-    arguments = copy(arguments)
-    arguments.task = None  # the tool's own name is no task of a run
-    plan = settle(arguments, find_processes(arguments), DEFAULT_CONFIG, ROOT)
+    of_tool, of_run = split_settings(arguments, {field.name for field in fields(kind.Config)} - {"run"})
+    plan = settle_looked_at(of_run, find_processes(arguments), DEFAULT_CONFIG, ROOT)
     for notice in plan.notices:
         say(notice)
-    return build(Config, plan.tree)
+    config, run = build(kind.Config, settle_tool(of_tool)), build(Config, plan.tree)
+    config.output_dir = config.output_dir or f"{run.output_dir}/{arguments.task}"
+    config.run, config.seed = run, run.seed
+    return config
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,6 +62,26 @@ def settle_tool(arguments: Namespace) -> Node:
     }
     flags = Translation({key: value for key, value in given.items() if value is not None})
     return join(join(tree, flags.tree(COMMAND_LINE)), [parse_override(word) for word in arguments.settings])
+
+
+def split_settings(arguments: Namespace, names: Set[str]) -> tuple[Namespace, Namespace]:
+    """The command as a tool with these settings reads it, and as the run reads it that the tool looks at."""
+    of_tool, of_run = copy(arguments), copy(arguments)
+    of_tool.config = of_tool.checkpoint = of_tool.seed = of_tool.bs = of_run.output_dir = None
+    of_tool.settings = [word for word in arguments.settings if word.partition("=")[0].strip() in names]
+    of_run.settings = [word for word in arguments.settings if word not in of_tool.settings]
+    return of_tool, of_run
+
+
+def settle_looked_at(arguments: Namespace, processes: Processes, default_config: Mapping[str, str], root: Path) -> Plan:
+    """The plan of the run that a tool looks at; --task names the tool, so a file without a task gets any."""
+    if not arguments.config:
+        raise ConfigError(f"{COMMAND_LINE}: --task {arguments.task} needs --config, the settings of a run")
+    arguments = copy(arguments)
+    arguments.task = None
+    plan = settle(arguments, processes, default_config, root)
+    plan.tree.value.setdefault("task", Node(next(iter(default_config)), COMMAND_LINE))
+    return plan
 
 
 def find_config(

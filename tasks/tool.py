@@ -18,6 +18,14 @@ class ToolConfig:
     seed: int = 42
 
 
+@dataclass
+class RunToolConfig(ToolConfig):
+    """A tool's settings beside those of the run that it looks at, a `configs.schema.Config`, which run.py fills in."""
+
+    output_dir: str = ""  # none: a folder of the tool's name in the run's
+    run: Any = None
+
+
 class Tool:
     """A program behind `--task NAME` with settings of its own, run on every rank of a group.
 
@@ -25,7 +33,8 @@ class Tool:
     """
 
     Config = ToolConfig
-    # True: the settings are those of a training run (configs/schema.py), read as for training.
+    # True: --config and the flags mean a training run (configs/schema.py), read as for training; `Config` is then a
+    # RunToolConfig, and of the key=value words it gets those that it has a field for.
     reads_run_config = False
 
     def __init__(self, config: Any, load: Callable[..., Any]) -> None:
@@ -38,3 +47,7 @@ class Tool:
     def summary(self, result: dict[str, Any]) -> str:
         """The lines that run.py prints at the end; none by default."""
         return ""
+
+    def succeeded(self, result: dict[str, Any]) -> bool:
+        """Whether run.py ends with status 0; the same on all ranks."""
+        return True
