@@ -56,6 +56,7 @@ class Rosetta:
         """Unit vectors (M, E)."""
         import torch
 
+        self._require_common_space()
         with torch.inference_mode():
             return self._encode_image(images).embed
 
@@ -63,6 +64,7 @@ class Rosetta:
         """Unit vectors (T, E)."""
         import torch
 
+        self._require_common_space()
         with torch.inference_mode():
             return self._encode_text(texts).embed
 
@@ -74,6 +76,7 @@ class Rosetta:
 
         from tasks.rerank import Candidates, rerank
 
+        self._require_common_space()
         with torch.inference_mode():
             image, text = self._encode_image(images), self._encode_text(texts)
             similarity = image.embed @ text.embed.T
@@ -84,6 +87,13 @@ class Rosetta:
                 self.model, lambda own: image.tokens[own], text, Candidates(every, every), is_probability=True
             )
             return {"similarity": similarity, "match": logit}
+
+    def _require_common_space(self) -> None:
+        if not self.model.has_common_space:
+            raise ValueError(
+                f"this model was trained for the task {self.config.task} and has no embeddings (model.embed_dim 0); "
+                "use run.py --evaluate"
+            )
 
     def _encode_image(self, images: Images) -> Any:
         return self.model.encode_image(self._inputs.images(images).to(self._device))

@@ -38,7 +38,7 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
     text = "text_encoder.bert." if stage == "pretrain" else "text_encoder."
     num_text = model["text_encoder"]["num_layers"]
     num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
-    table = [Entry("temperature.value", ("temp",)), *embedding_entries("text_encoder", f"{text}embeddings")]
+    table = embedding_entries("text_encoder", f"{text}embeddings")
     for number in range(num_text):
         table += layer_entries(
             f"text_encoder.layers.{number}", f"{text}encoder.layer.{number}", has_cross_attention=False
@@ -46,17 +46,23 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
     for number in range(num_fusion):
         theirs = f"{text}encoder.layer.{num_text + number}"
         table += layer_entries(f"text_fusion.layers.{number}", theirs, has_cross_attention=True)
-    table += with_weight_and_bias("text_projection", "text_proj")
-    if not model.get("shared_projection"):
-        table += with_weight_and_bias("image_projection", "vision_proj")
-    if num_fusion:
-        for number in (0, 1, 3):
-            table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
+    if model.get("embed_dim") != 0:
+        table += _common_space_entries(model)
     if stage == "pretrain" and model.get("has_masked_language_head"):
         cls = "text_encoder.cls.predictions"
         table += masked_head_entries(
             "masked_language_head", f"{cls}.transform.dense", f"{cls}.transform.LayerNorm", f"{cls}.bias"
         )
+    return table
+
+
+def _common_space_entries(model: dict[str, Any]) -> list[Entry]:
+    table = [Entry("temperature.value", ("temp",)), *with_weight_and_bias("text_projection", "text_proj")]
+    if not model.get("shared_projection"):
+        table += with_weight_and_bias("image_projection", "vision_proj")
+    if model.get("text_fusion"):
+        for number in (0, 1, 3):
+            table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
     return table
 
 
@@ -115,6 +121,8 @@ def _why_unused(name: str, model: dict[str, Any]) -> str:
         return "this model has no masked-language head"
     if name.startswith("bbox_head."):
         return "this model has no box head"
+    if name.startswith(("temp", "text_proj.", "vision_proj.", "itm_head.")) and model.get("embed_dim") == 0:
+        return "this model has no common space of images and texts"
     if name.startswith("itm_head.") and not model.get("text_fusion"):
         return "this model has no fusion stack"
     return ""

@@ -1,4 +1,7 @@
-"""Two towers and a common space: images and texts become unit vectors whose product is their similarity."""
+"""Two towers and a common space: images and texts become unit vectors whose product is their similarity.
+
+Models that only read pairs (question answering, classification) have the towers without the space.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from models.text_encoder import TextEncoder, TextState
 
 @dataclass
 class ImageState:
-    """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E)."""
+    """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E) where there is a space."""
 
     tokens: Tensor
-    embed: Tensor
+    embed: Tensor | None = None
 
 
 class DualEncoder(nn.Module):
-    """Image tower, text tower, their projections to E dimensions and the temperature."""
+    """Image tower, text tower, their projections to E dimensions and the temperature; E = 0: the towers alone."""
 
     def __init__(
         self,
@@ -41,16 +44,26 @@ class DualEncoder(nn.Module):
                 "model.shared_projection needs towers of one width; "
                 f"found image {image_encoder.width}, text {text_encoder.width}"
             )
-        self.image_encoder, self.text_encoder, self.temperature = image_encoder, text_encoder, temperature
-        self.text_projection = nn.Linear(text_encoder.width, embed_dim)
-        self.image_projection = None if shared_projection else nn.Linear(image_encoder.width, embed_dim)
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.temperature = self.text_projection = self.image_projection = None
+        if embed_dim:
+            self.temperature = temperature
+            self.text_projection = nn.Linear(text_encoder.width, embed_dim)
+            self.image_projection = None if shared_projection else nn.Linear(image_encoder.width, embed_dim)
         for tower in (image_encoder, text_encoder):
             if tower.config.is_frozen:
                 tower.requires_grad_(False)
 
+    @property
+    def has_common_space(self) -> bool:
+        """Whether images and texts have embeddings."""
+        return self.text_projection is not None
+
     def encode_image(self, images: Tensor) -> ImageState:
         """images (M, 3, H, W), uint8 or normalised floats."""
         tokens = self.image_encoder(images)
+        if not self.has_common_space:
+            return ImageState(tokens)
         projection = self.image_projection or self.text_projection
         return ImageState(tokens, _unit(projection(tokens[:, 0])))
 
@@ -58,7 +71,8 @@ class DualEncoder(nn.Module):
         """ids (T, L) padded on the right; lengths on the host, or a packing that is known already."""
         encoder = self.text_encoder
         state = encoder.encode_packed(ids, lengths) if isinstance(lengths, Packing) else encoder(ids, lengths)
-        state.embed = _unit(self.text_projection(encoder.pool(state)))
+        if self.has_common_space:
+            state.embed = _unit(self.text_projection(encoder.pool(state)))
         return state
 
 

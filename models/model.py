@@ -25,12 +25,14 @@ class Model(DualEncoder):
         image_encoder: Annotated[Any, IMAGE_ENCODERS]
         text_encoder: Annotated[Any, TEXT_ENCODERS]
         text_fusion: CrossEncoder.Config | None = None
-        embed_dim: int = 256
+        embed_dim: int = 256  # 0: no common space, so no projections, temperature and match head
         shared_projection: bool = False
         temperature: Temperature.Config = field(default_factory=Temperature.Config)
         has_masked_language_head: bool = False
 
         def __post_init__(self) -> None:
+            if self.embed_dim < 0:
+                raise ValueError(f"embed_dim must be at least 0, found {self.embed_dim}")
             if self.has_masked_language_head and self.text_fusion is None:
                 raise ValueError(
                     "has_masked_language_head needs text_fusion: masked words are predicted from fused tokens"
@@ -51,7 +53,7 @@ class Model(DualEncoder):
         self.text_fusion = self.match_head = self.masked_language_head = None
         if config.text_fusion is not None:
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
-            self.match_head = classification_head(width, 2)
+            self.match_head = classification_head(width, 2) if config.embed_dim else None
         if config.has_masked_language_head:
             self.masked_language_head = MaskedLanguageHead(
                 width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
@@ -60,7 +62,7 @@ class Model(DualEncoder):
     @property
     def has_fusion(self) -> bool:
         """Whether pairs can be scored by the fusion stack."""
-        return self.text_fusion is not None
+        return self.match_head is not None
 
     def project_images(self, tokens: Tensor) -> list[KeyValue]:
         """Keys and values of images (M, N, V) for every fusion layer."""
