@@ -1,7 +1,9 @@
 """Which parameter is trained how: groups by rules on names, and the optimizer over them."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,3 +107,28 @@ def hf_as_torch(lr: float, weight_decay: float, eps: float, beta2: float, count:
     """
     kept = 1 - lr * weight_decay
     return {"lr": lr * kept, "weight_decay": weight_decay / kept, "eps": eps / (1 - beta2**count) ** 0.5}
+
+
+@contextmanager
+def counted_updates(optimizer: Optimizer, config: OptimConfig, num_updates: Counter[str]) -> Iterator[None]:
+    """Around an optimizer step: counts the update of every parameter that has a gradient, in num_updates by name.
+
+    The hf flavour's eps depends on a parameter's own count: inside, parameters that were updated more often than
+    others (streams need not reach all of them) are in groups of their own.
+    """
+    whole, split = optimizer.param_groups, []
+    for group in whole:
+        by_count: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if parameter.grad is not None:
+                num_updates[name] += 1
+                by_count.setdefault(num_updates[name], []).append(parameter)
+        for count, parameters in by_count.items():
+            eps = config.eps / (1 - config.betas[1] ** count) ** 0.5
+            split.append(group | {"params": parameters, "eps": eps})
+    if config.flavour == "hf":
+        optimizer.param_groups = split
+    try:
+        yield
+    finally:
+        optimizer.param_groups = whole

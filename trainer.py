@@ -2,12 +2,15 @@
 
 A step: `accumulate` batches forward and backward, norm over all ranks, clipped update that skips itself where the norm
 is not finite, then - when due - a log line, an evaluation, a checkpoint. The schedule moves on at skipped steps, too.
+A loader of several streams hands out a list of batches for a step: each is an update of its own at the step's rate.
 """
 
+import itertools
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from optim import OptimConfig, freeze, make_optimizer, set_learning_rate
+from optim import OptimConfig, counted_updates, freeze, make_optimizer, set_learning_rate
 from scheduler import ScheduleConfig, learning_rate_factor
 from utils.distributed import STOPPED_STATUS, any_true, is_main, rank, world_size
 from utils.logger import MetricsFile, TensorBoardSink, WandbSink, flat_numbers, progress_bar
@@ -96,6 +99,7 @@ class Trainer:
         self.loss_scale = LossScale(config.precision, device)
         self.num_skipped = torch.zeros((), device=device)  # in a row, up to now
         self.num_skipped_in_all = torch.zeros((), device=device)
+        self.num_updates: Counter[str] = Counter()  # by parameter: a stream need not reach all of them
         self.state = RunState(self)
         self.stop_signal = 0
 
@@ -136,9 +140,26 @@ class Trainer:
                 self.leave()
 
     def train_step(self, step: int, batches: Iterator[Any]) -> Tensor:
-        """One update; the norm () of its gradient before clipping."""
+        """The updates of a step, mostly one; the norm () of the last one's gradient before clipping."""
         factor = learning_rate_factor(self.schedule, step, self.total_steps)
         set_learning_rate(self.optimizer, self.optim, factor, step)
+        for own_batches in self.sub_steps(batches):
+            norm = self.sub_step(iter(own_batches))
+        self.task.after_step()
+        return norm
+
+    def sub_steps(self, batches: Iterator[Any]) -> Iterator[Iterable[Any]]:
+        """For each update of a step the batches that it takes: with several streams one batch of a stream each."""
+        waiting = time.perf_counter()
+        first = next(batches)
+        self.meter.waited_seconds += time.perf_counter() - waiting
+        if isinstance(first, list):
+            yield from ([batch] for batch in first)
+        else:
+            yield itertools.chain([first], batches)
+
+    def sub_step(self, batches: Iterator[Any]) -> Tensor:
+        """One update; the norm () of its gradient before clipping."""
         for k in range(self.config.accumulate):
             waiting = time.perf_counter()
             batch = next(batches)
@@ -156,12 +177,12 @@ class Trainer:
         """Apply the gradients if they are finite on all ranks, and forget them; their norm ()."""
         norm = gradient_norm(self.parameters) / self.loss_scale.scale
         is_bad = 1 - norm.isfinite().float()
-        guarded_step(self.optimizer, self.loss_scale.scale * clip_divisor(norm, self.config.clip_norm), is_bad)
+        with counted_updates(self.optimizer, self.optim, self.num_updates):
+            guarded_step(self.optimizer, self.loss_scale.scale * clip_divisor(norm, self.config.clip_norm), is_bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.loss_scale.update(is_bad)
         self.num_skipped = (self.num_skipped + is_bad) * is_bad
         self.num_skipped_in_all = self.num_skipped_in_all + is_bad
-        self.task.after_step()
         return norm
 
     def stream(self) -> Iterator[Any]:

@@ -25,7 +25,7 @@ class Task(nn.Module):
 
     def train_loader(self, rank: int, world_size: int) -> Any:
         """An iterable with length, `state_dict` and `load_state_dict`: this rank's batches of an epoch, from where it
-        stands.
+        stands; with several streams a list of batches for every step.
         """
         raise NotImplementedError
 
@@ -40,7 +40,7 @@ class Task(nn.Module):
         return float(metrics["mean"][self.headline])
 
     def after_step(self) -> None:
-        """Called after every optimizer step."""
+        """Called after every step, when the streams that take part in it have all made their update."""
 
     def fresh_parameters(self) -> set[str]:
         """Names of parameters that no public weights initialise; a recipe may give them a larger learning rate."""

@@ -1,10 +1,12 @@
 """Groups by rule, and AdamW as the originals compute it."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
-from optim import OptimConfig, freeze, make_groups, make_optimizer, set_learning_rate
+from optim import OptimConfig, counted_updates, freeze, make_groups, make_optimizer, set_learning_rate
 from utils.precision import guarded_step
 
 
@@ -80,3 +82,26 @@ def test_a_guarded_step_divides_the_gradient_and_skips_a_bad_one() -> None:
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError):
         OptimConfig(**settings)
+
+
+def test_hf_flavour_counts_the_updates_of_every_parameter_for_itself() -> None:
+    torch.manual_seed(0)
+    config = OptimConfig(lr=0.05, weight_decay=0.3, eps=1e-3, flavour="hf")
+    module = nn.ModuleList([nn.Linear(3, 4, bias=False).double(), nn.Linear(3, 4, bias=False).double()])
+    optimizer, num_updates = make_optimizer(module, config), Counter()
+    plain = [[linear.weight.detach().clone(), 0.0, 0.0, 0] for linear in module]
+    for step, reached in enumerate(([0], [0, 1], [0], [0, 1])):
+        for k in reached:
+            gradient = torch.randn_like(module[k].weight)
+            module[k].weight.grad = gradient.clone()
+            p, m, v, count = plain[k]
+            m, v, count = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2, count + 1
+            p = p - 0.05 * (1 - 0.98**count) ** 0.5 / (1 - 0.9**count) * m / (v.sqrt() + 1e-3)
+            plain[k] = [p - 0.05 * 0.3 * p, m, v, count]
+        set_learning_rate(optimizer, config, 1.0, step)
+        with counted_updates(optimizer, config, num_updates):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    for linear, (p, *_) in zip(module, plain, strict=True):
+        torch.testing.assert_close(linear.weight.detach(), p, rtol=1e-12, atol=1e-12)
+    assert num_updates == {"0.weight": 4, "1.weight": 2}

@@ -75,6 +75,7 @@ class RunState:
             "optimizer": optimizer,
             "loss_scale": run.loss_scale.state_dict(),
             "num_skipped": (run.num_skipped, run.num_skipped_in_all),
+            "num_updates": dict(run.num_updates),
             "loader": run.loader.state_dict(),
             "best": (self.best_value, self.best_step),
             "train_seconds": self.train_seconds,
@@ -92,6 +93,7 @@ class RunState:
         load_whole_optimizer(run.task, run.optimizer, training["optimizer"])
         run.loss_scale.load_state_dict(training["loss_scale"])
         run.num_skipped, run.num_skipped_in_all = (count.to(run.device) for count in training["num_skipped"])
+        run.num_updates.update(training["num_updates"])
         run.loader.load_state_dict(training["loader"])
         self.step = self.saved_step = training["step"]
         self.best_value, self.best_step = training["best"]
