@@ -78,11 +78,11 @@ class Data:
     @property
     def train_languages(self) -> list[str]:
         """The languages that `language_of_text` of a batch counts."""
-        return self._dataset("train").languages
+        return self.dataset("train").languages
 
     def train_loader(self, rank: int = 0, world_size: int = 1, *, pin_memory: bool = False) -> Loader:
         """This rank's batches of the training set."""
-        dataset = self._dataset("train")
+        dataset = self.dataset("train")
         loader = Loader(
             dataset,
             batch_size=self.config.batch_size,
@@ -102,7 +102,7 @@ class Data:
         if getattr(self.config, split) is None:
             return {}
         if split not in self._galleries:
-            dataset, bad_records = self._dataset(split), BadRecords(self.config.max_bad_share)
+            dataset, bad_records = self.dataset(split), BadRecords(self.config.max_bad_share)
             self._count(dataset, bad_records)
             found = dataset.galleries(bad_records, self.config.num_workers)
             wanted = [language for language in self.config.languages if language in found]
@@ -132,7 +132,8 @@ class Data:
             bad_records.end_epoch()
             bad_records.start_epoch()
 
-    def _dataset(self, split: str) -> Any:
+    def dataset(self, split: str) -> Any:
+        """The data set of a split, its files listed and indexed."""
         section = getattr(self.config, split)
         if section is None:
             raise ValueError(f"data.{split} is missing; it names the data set")

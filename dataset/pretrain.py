@@ -13,6 +13,7 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery
 from dataset.readers import Records
 from dataset.samples import (
+    Contents,
     Preprocessing,
     Sample,
     clean,
@@ -113,6 +114,30 @@ class CaptionedImages:
         """The encoded picture of a record."""
         value = find_image(self.records.read(index), self.config.image_key)
         return read_image(value, self.config.image_root, self.preprocessing.files)
+
+    @property
+    def num_records(self) -> int:
+        return len(self.records)
+
+    def where_record(self, number: int) -> str:
+        return self.where(number)
+
+    def describe(self, number: int) -> Contents:
+        """The picture of a record and its captions in every language, those of all its caption sets."""
+        record = self.records.read(number)
+        value = _as_value(find_image(record, self.config.image_key))
+        sets = record.get(self.config.caption_key)
+        sets = sets if isinstance(sets, list) and sets else [sets]
+        captions = []
+        for each in sets:
+            one = captions_by_language({**record, self.config.caption_key: each}, self.config.caption_key, None)
+            captions += [(language, one.get(language)) for language in self.languages]
+        return Contents(
+            images=[(value, self.config.image_root)],
+            captions=captions,
+            image_id=image_key(value),
+            needed="all" if self.config.missing_language == "skip" else "any",
+        )
 
     def _prepare(self, index: int, value: str) -> Any:
         """The picture of a record as the transform's first half leaves it."""

@@ -16,6 +16,7 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery, split_folds
 from dataset.readers import Records
 from dataset.samples import (
+    Contents,
     Preprocessing,
     Sample,
     clean,
@@ -159,6 +160,32 @@ class ImageTextPairs:
             found[language] = [build_gallery(language, items, reader) for items in folds]
         return found
 
+    @property
+    def num_records(self) -> int:
+        return sum(part.num_records for part in self.parts.values())
+
+    def where_record(self, number: int) -> str:
+        _, part, record = self._locate_record(number)
+        return part.records.where(record)
+
+    def describe(self, number: int) -> Contents:
+        """The picture of a record and its captions."""
+        language, part, record = self._locate_record(number)
+        entry = part.read(record)
+        return Contents(
+            images=[(entry.image, entry.root)],
+            captions=[(language, caption) for caption in entry.captions],
+            image_id=entry.image_id,
+            clean=self.config.clean,
+        )
+
+    def _locate_record(self, number: int) -> tuple[str, _Part, int]:
+        for language, part in self.parts.items():
+            if number < part.num_records:
+                return language, part, number
+            number -= part.num_records
+        raise IndexError(f"record {number} beyond {self.num_records}")
+
     def _locate(self, index: int) -> tuple[int, _Part, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -224,6 +251,10 @@ class _Part:
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
+    def num_records(self) -> int:
+        return min(len(self.records), self.config.limit or len(self.records))
+
+    @property
     def num_texts(self) -> int:
         return len(self.record_of_text)
 
@@ -244,7 +275,7 @@ def _scan(files: list[str], config: Any, preprocessing: Preprocessing) -> _Part:
     records = Records(files, preprocessing.files, preprocessing.cache_dir)
     part = _Part(records, config, preprocessing, np.zeros(0, np.int64), np.zeros(0, np.int64))
     found: list[tuple[int, int]] = []
-    for record in range(min(len(records), config.limit or len(records))):
+    for record in range(part.num_records):
         try:
             captions = part.read(record).captions
         except BadRecord as error:

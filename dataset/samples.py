@@ -6,9 +6,9 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,37 @@ class Sample:
     texts: list[list[int]]
     languages: list[int]
     masked: list[MaskedIds] | None = None
+
+
+@dataclass
+class Contents:
+    """What one record of the files holds, as it stands there and before any chance: what `--task check_data` counts.
+
+    `images`: (path or base64, root) of every picture; none in a record of texts alone. `captions`: (language, text) of
+    every text that a model may see, uncleaned; None for one that should be there and is not. `image_id`: what records
+    of the same picture share. `needed`: the record is one sample that needs `all` its captions or `any` of them, or
+    `each` caption is a sample of its own. `clean` is what sampling does to a caption.
+    """
+
+    images: list[tuple[Any, str]] = field(default_factory=list)
+    captions: list[tuple[str, Any]] = field(default_factory=list)
+    image_id: str = ""
+    needed: Literal["all", "any", "each"] = "each"
+    clean: Callable[[Any, int], str] = field(default_factory=lambda: clean)
+
+
+class DescribedDataset(Protocol):
+    """What `--task check_data` needs of a data set beside `preprocessing`: every record once, the unusable ones too.
+
+    `describe` decodes nothing and draws nothing; BadRecord (with its place or without) where a record cannot be read.
+    """
+
+    preprocessing: Preprocessing
+
+    @property
+    def num_records(self) -> int: ...
+    def describe(self, number: int) -> Contents: ...
+    def where_record(self, number: int) -> str: ...
 
 
 class SampleDataset(Protocol):

@@ -30,6 +30,8 @@ ROLES = {
     "mask": ("<mask>", "[MASK]"),
 }
 
+UNKNOWN = ("<unk>", "[UNK]")
+
 
 def clean_caption(text: str, max_words: int) -> str:
     """The caption as all systems see it: lower case, no ASCII punctuation, at most max_words blank-separated words.
@@ -48,6 +50,8 @@ def clean_caption(text: str, max_words: int) -> str:
 class TextTokenizer:
     """Token ids of texts, with begin and end marks, never longer than asked; wraps a tokenizer written in Rust."""
 
+    unknown_id: int | None = None  # none where every text has pieces, as with bytes
+
     def __init__(self, tokenizer: Tokenizer, where: str = "tokenizer") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -58,6 +62,7 @@ class TextTokenizer:
         if missing:
             raise ValueError(f"{where}: the vocabulary has no {', '.join(missing)} token")
         self.pad_id, self.bos_id, self.eos_id, self.mask_id = (ids[role] for role in ("pad", "bos", "eos", "mask"))
+        self.unknown_id = _special_id(tokenizer, UNKNOWN)
 
     def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of the pieces of every text, without begin and end."""

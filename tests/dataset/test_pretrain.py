@@ -152,3 +152,15 @@ def test_settings_are_checked(tmp_path):
         CaptionedImages.Config(files=["x"], languages=["de"], caption_num=2)
     with pytest.raises(DataError, match="no record has captions by language under 'caption'"):
         open_dataset(tmp_path, [{"n": 1}])
+
+
+def test_a_description_holds_every_caption_set_and_what_is_missing(tmp_path):
+    sets = [{"en": "a bus", "de": ""}, {"en": "a red bus"}]
+    records = [{"caption": sets, "image_path": "./a.png"}, "broken"]
+    dataset = open_dataset(tmp_path, records, languages=["en", "de"])
+    contents = dataset.describe(0)
+    assert contents.captions == [("en", "a bus"), ("de", ""), ("en", "a red bus"), ("de", None)]
+    assert contents.images == [("./a.png", str(tmp_path))] and contents.image_id == "a.png"
+    assert contents.needed == "all" and dataset.num_records == 2
+    with pytest.raises(BadRecord, match=r"x.jsonl:2: broken JSON"):
+        dataset.describe(1)

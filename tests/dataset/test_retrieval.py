@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataset.bad_records import BadRecords
-from dataset.files import DataError
+from dataset.files import BadRecord, DataError
 from dataset.retrieval import FlickrLines, ImageTextPairs, WitLines
 from tests.dataset.toy import base64_of, picture, preprocessing, write_lines
 
@@ -122,3 +122,15 @@ def test_files_without_a_usable_record_are_errors(folder):
     config = ImageTextPairs.Config(files=[write_list(folder / "t.json", [{"caption": "x"}])])
     with pytest.raises(DataError, match=r"t.json\[0\]: missing image"):
         ImageTextPairs(config, preprocessing())
+
+
+def test_records_are_described_whether_samples_come_from_them_or_not(folder):
+    english = [{"caption": ["one", ".."], "image": "0.png", "image_id": 7}, {"caption": "two", "image": 5}]
+    german = [{"caption": "drei", "image": "1.png"}]
+    files = {"en": write_list(folder / "en.json", english), "de": write_list(folder / "de.json", german)}
+    dataset = ImageTextPairs(ImageTextPairs.Config(files=files, image_root=str(folder)), preprocessing())
+    assert dataset.num_records == 3 and dataset.where_record(2).endswith("de.json[0]")
+    assert dataset.describe(0).captions == [("en", "one"), ("en", "..")] and dataset.describe(0).image_id == "7"
+    assert dataset.describe(2).captions == [("de", "drei")] and dataset.describe(2).needed == "each"
+    with pytest.raises(BadRecord, match="missing image"):
+        dataset.describe(1)
