@@ -91,7 +91,7 @@ class Rosetta:
     def _require_common_space(self) -> None:
         if not self.model.has_common_space:
             raise ValueError(
-                f"this model was trained for the task {self.config.task} and has no embeddings (model.embed_dim 0); "
+                f"this model was trained for the task {self.config.task} and has no embeddings (model.projections); "
                 "use run.py --evaluate"
             )
 

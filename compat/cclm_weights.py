@@ -46,8 +46,7 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
     for number in range(num_fusion):
         theirs = f"{text}encoder.layer.{num_text + number}"
         table += layer_entries(f"text_fusion.layers.{number}", theirs, has_cross_attention=True)
-    if model.get("embed_dim") != 0:
-        table += _common_space_entries(model)
+    table += _common_space_entries(model)
     if stage == "pretrain" and model.get("has_masked_language_head"):
         cls = "text_encoder.cls.predictions"
         table += masked_head_entries(
@@ -57,10 +56,12 @@ def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
 
 
 def _common_space_entries(model: dict[str, Any]) -> list[Entry]:
-    table = [Entry("temperature.value", ("temp",)), *with_weight_and_bias("text_projection", "text_proj")]
-    if not model.get("shared_projection"):
+    table, projections = [], model.get("projections", "both")
+    if projections == "both":
+        table += [Entry("temperature.value", ("temp",)), *with_weight_and_bias("text_projection", "text_proj")]
+    if projections != "none" and not model.get("shared_projection"):
         table += with_weight_and_bias("image_projection", "vision_proj")
-    if model.get("text_fusion"):
+    if model.get("text_fusion") and model.get("has_match_head", True):
         for number in (0, 1, 3):
             table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
     return table
@@ -121,8 +122,11 @@ def _why_unused(name: str, model: dict[str, Any]) -> str:
         return "this model has no masked-language head"
     if name.startswith("bbox_head."):
         return "this model has no box head"
-    if name.startswith(("temp", "text_proj.", "vision_proj.", "itm_head.")) and model.get("embed_dim") == 0:
-        return "this model has no common space of images and texts"
-    if name.startswith("itm_head.") and not model.get("text_fusion"):
-        return "this model has no fusion stack"
+    projections = model.get("projections", "both")
+    if name == "temp" or name.startswith("text_proj."):
+        return "this model has no common space of images and texts" if projections != "both" else ""
+    if name.startswith("vision_proj."):
+        return "this model does not project images" if projections == "none" else ""
+    if name.startswith("itm_head.") and not (model.get("text_fusion") and model.get("has_match_head", True)):
+        return "this model has no match head"
     return ""

@@ -74,9 +74,15 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
     translation = Translation(rest | {f"{_BACKBONE}{name}": value for name, value in tower.items()})
     if not model.get("has_masked_language_head"):
         _leave_out(translation, "masked_language_head.", "this model has no masked-language head")
-    if model.get("embed_dim") == 0:
-        for part in ("temperature.", "text_projection.", "image_projection.", "match_head."):
-            _leave_out(translation, part, "this model has no common space of images and texts")
+    projections = model.get("projections", "both")
+    for part, is_kept in (
+        ("temperature.", projections == "both"),
+        ("text_projection.", projections == "both"),
+        ("image_projection.", projections != "none"),
+        ("match_head.", model.get("has_match_head", True)),
+    ):
+        if not is_kept:
+            _leave_out(translation, part, "this model does not compare images with texts")
     if not model.get("text_fusion"):
         _leave_out(translation, "text_fusion.", "this model has no fusion stack")
         _leave_out(translation, "match_head.", "this model has no fusion stack")

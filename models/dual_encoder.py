@@ -1,12 +1,10 @@
-"""Two towers and a common space: images and texts become unit vectors whose product is their similarity.
-
-Models that only read pairs (question answering, classification) have the towers without the space.
-"""
+"""Two towers and a common space: images and texts become unit vectors whose product is their similarity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +15,23 @@ from models.image_encoder import ImageEncoder
 from models.packing import Packing
 from models.text_encoder import TextEncoder, TextState
 
+Projections = Literal["both", "image", "none"]
+
 
 @dataclass
 class ImageState:
-    """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E) where there is a space."""
+    """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E) where they are projected."""
 
     tokens: Tensor
-    embed: Tensor | None = None
+    embed: Tensor | None
 
 
 class DualEncoder(nn.Module):
-    """Image tower, text tower, their projections to E dimensions and the temperature; E = 0: the towers alone."""
+    """Image tower, text tower, their projections to E dimensions and the temperature.
+
+    Fine-tuned classifiers keep the towers alone (projections `none`), or what compares images with images (`image`);
+    only `both` has a temperature.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,8 @@ class DualEncoder(nn.Module):
         *,
         embed_dim: int,
         shared_projection: bool,
-        temperature: Temperature,
+        temperature: Temperature | None,
+        projections: Projections = "both",
     ) -> None:
         super().__init__()
         if shared_projection and image_encoder.width != text_encoder.width:
@@ -44,12 +49,11 @@ class DualEncoder(nn.Module):
                 "model.shared_projection needs towers of one width; "
                 f"found image {image_encoder.width}, text {text_encoder.width}"
             )
-        self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.temperature = self.text_projection = self.image_projection = None
-        if embed_dim:
-            self.temperature = temperature
-            self.text_projection = nn.Linear(text_encoder.width, embed_dim)
-            self.image_projection = None if shared_projection else nn.Linear(image_encoder.width, embed_dim)
+        self.image_encoder, self.text_encoder, self.temperature = image_encoder, text_encoder, temperature
+        self.text_projection = nn.Linear(text_encoder.width, embed_dim) if projections == "both" else None
+        self.image_projection = None
+        if projections != "none" and not shared_projection:
+            self.image_projection = nn.Linear(image_encoder.width, embed_dim)
         for tower in (image_encoder, text_encoder):
             if tower.config.is_frozen:
                 tower.requires_grad_(False)
@@ -62,16 +66,14 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: Tensor) -> ImageState:
         """images (M, 3, H, W), uint8 or normalised floats."""
         tokens = self.image_encoder(images)
-        if not self.has_common_space:
-            return ImageState(tokens)
         projection = self.image_projection or self.text_projection
-        return ImageState(tokens, _unit(projection(tokens[:, 0])))
+        return ImageState(tokens, None if projection is None else _unit(projection(tokens[:, 0])))
 
     def encode_text(self, ids: Tensor, lengths: Sequence[int] | Packing) -> TextState:
         """ids (T, L) padded on the right; lengths on the host, or a packing that is known already."""
         encoder = self.text_encoder
         state = encoder.encode_packed(ids, lengths) if isinstance(lengths, Packing) else encoder(ids, lengths)
-        if self.has_common_space:
+        if self.text_projection is not None:
             state.embed = _unit(self.text_projection(encoder.pool(state)))
         return state
 

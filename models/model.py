@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.cross_encoder import CrossEncoder
-from models.dual_encoder import DualEncoder
+from models.dual_encoder import DualEncoder, Projections
 from models.heads import MaskedLanguageHead, Temperature, classification_head
 from models.packing import Packing, read_positions, select_texts
 from models.text_encoder import TextState
@@ -25,18 +25,21 @@ class Model(DualEncoder):
         image_encoder: Annotated[Any, IMAGE_ENCODERS]
         text_encoder: Annotated[Any, TEXT_ENCODERS]
         text_fusion: CrossEncoder.Config | None = None
-        embed_dim: int = 256  # 0: no common space, so no projections, temperature and match head
+        embed_dim: int = 256
         shared_projection: bool = False
+        # What is projected into the common space; without `both` there is no temperature either.
+        projections: Projections = "both"
         temperature: Temperature.Config = field(default_factory=Temperature.Config)
+        has_match_head: bool = True  # where there is a fusion stack
         has_masked_language_head: bool = False
 
         def __post_init__(self) -> None:
-            if self.embed_dim < 0:
-                raise ValueError(f"embed_dim must be at least 0, found {self.embed_dim}")
             if self.has_masked_language_head and self.text_fusion is None:
                 raise ValueError(
                     "has_masked_language_head needs text_fusion: masked words are predicted from fused tokens"
                 )
+            if self.shared_projection and self.projections == "image":
+                raise ValueError("shared_projection is the text's projection, which projections: image leaves out")
 
     def __init__(self, config: Config) -> None:
         image_encoder = IMAGE_ENCODERS.load(config.image_encoder.name)(config.image_encoder)
@@ -46,14 +49,15 @@ class Model(DualEncoder):
             text_encoder,
             embed_dim=config.embed_dim,
             shared_projection=config.shared_projection,
-            temperature=Temperature(config.temperature),
+            temperature=Temperature(config.temperature) if config.projections == "both" else None,
+            projections=config.projections,
         )
         self.config = config
         width = text_encoder.width
         self.text_fusion = self.match_head = self.masked_language_head = None
         if config.text_fusion is not None:
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
-            self.match_head = classification_head(width, 2) if config.embed_dim else None
+            self.match_head = classification_head(width, 2) if config.has_match_head else None
         if config.has_masked_language_head:
             self.masked_language_head = MaskedLanguageHead(
                 width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
