@@ -8,8 +8,8 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compat import ccrk, ccrk_flags
-from compat.ccrk_keys import OUR_CONFIG
+from compat import cclm, ccrk_flags
+from compat.config_names import OUR_CONFIG
 from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
 from utils.config import ConfigError
@@ -144,9 +144,9 @@ def _task_name(arguments: Namespace, default_config: Mapping[str, str]) -> str |
 
 def _read(path: Path, world: int, placeholders: Mapping[str, str], notices: list[str]) -> Node:
     tree = read_file(path)
-    if not ccrk.is_original(tree):
+    if not cclm.is_original(tree):
         return read_tree(path)
-    translated, said = ccrk.translate_config(tree, path, world, placeholders)
+    translated, said = cclm.translate_config(tree, path, world, placeholders)
     notices += said
     return translated
 

@@ -55,13 +55,14 @@ def dense(scores: Tensor) -> Reranked:
     return Reranked(index, scores.masked_fill(scores == NOT_RERANKED, -torch.inf))
 
 
-def check_scores(outputs: dict[str, Tensor], prefix: str, i2t: Tensor, t2i: Tensor) -> None:
-    for name, found in (("score_i2t", i2t), ("score_t2i", t2i)):
-        if f"{prefix}/{name}" in outputs:
+def check_scores(outputs: dict[str, Tensor], prefix: str, i2t: Tensor, t2i: Tensor, separator: str = "/") -> None:
+    for kind, found in (("score_i2t", i2t), ("score_t2i", t2i)):
+        name = f"{prefix}{separator}{kind}"
+        if name in outputs:
             # Scores of a few units beside entries of -100: the absolute difference counts.
-            expected = outputs[f"{prefix}/{name}"]
-            assert ((found == NOT_RERANKED) == (expected == NOT_RERANKED)).all(), f"{prefix}/{name}: other candidates"
-            assert_close(found.clamp_min(-50), expected.clamp_min(-50), f"{prefix}/{name}")
+            expected = outputs[name]
+            assert ((found == NOT_RERANKED) == (expected == NOT_RERANKED)).all(), f"{name}: other candidates"
+            assert_close(found.clamp_min(-50), expected.clamp_min(-50), name)
 
 
 def check_ranks(config: dict, outputs: dict[str, Tensor], ranks: dict) -> None:

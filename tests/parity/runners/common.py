@@ -16,6 +16,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
+from compat.cclm_sizes import model_section
+
 # Tolerances of the fixtures: outputs and losses 1e-5 (relative to the largest value of a tensor), gradient norms 1e-4.
 OUTPUT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-6
@@ -55,6 +57,27 @@ def assert_gradient(found: Tensor, expected: Tensor, what: str) -> None:
     found, expected = float(found), float(expected)
     allowed = GRADIENT_TOLERANCE * max(abs(expected), 1e-6)
     assert abs(found - expected) <= allowed, f"gradient norm of {what}: {found:.8g}, expected {expected:.8g}"
+
+
+def assert_gradient_norms(found: dict[str, Tensor], path: Path) -> None:
+    """Norms by original name against a JSON file; null means no gradient.
+
+    Some gradients are zero but for rounding (a key's bias moves all logits of a softmax alike): below a millionth of
+    the largest norm only the order of magnitude counts.
+    """
+    expected = json.loads(path.read_text(encoding="utf-8"))
+    floor = 1e-6 * max(value or 0.0 for value in expected.values())
+    for name, value in expected.items():
+        norm = float(found[name]) if name in found else 0.0
+        allowed = GRADIENT_TOLERANCE * (value or 0.0) + floor
+        assert abs(norm - (value or 0.0)) <= allowed, f"gradient norm of {name}: {norm:.8g}, expected {value}"
+
+
+def cclm_model_tree(config: dict[str, Any], *, is_pretraining: bool = False) -> dict[str, Any]:
+    """The `model` section of our config for a case of CCLM, through the translation of its YAML files."""
+    return model_section(
+        config["config"], config["vision_config"], config["text_config"], is_pretraining=is_pretraining
+    )
 
 
 def run_on_ranks(function: Callable, num_ranks: int, *arguments: Any) -> None:

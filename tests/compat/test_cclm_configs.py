@@ -3,7 +3,7 @@
 import pytest
 
 import run
-from compat.ccrk import is_original
+from compat.cclm import is_original
 from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config

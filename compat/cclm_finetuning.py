@@ -1,0 +1,66 @@
+"""The data and evaluation of CCLM's and CCRK's fine-tuning files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compat.original import Original
+from utils.config import ConfigError
+
+RETRIEVAL_KEYS = {
+    "train_file", "val_file", "test_file", "gmt_test_file", "image_root", "max_words", "max_tokens", "k_test",
+    "batch_size_train", "batch_size_test", "batch_size_test_text", "num_workers",
+}  # fmt: skip
+
+
+def retrieval_settings(original: Original, world_size: int, placeholders: Mapping[str, str]) -> dict[str, Any]:
+    """Pairs of the three layouts; few-shot files hold `{}` for the language and the number of shots."""
+    train, val, language = original.files("train_file"), original.get("val_file"), placeholders.get("lang", "en")
+    train = [fill(name, placeholders, original, "train_file") for name in train]
+    if isinstance(val, str):
+        val = {language: fill(val, placeholders, original, "val_file")}
+    layout = _layout(original)
+    is_pairs = layout["name"] == "image_text_pairs"
+    # The few-shot files name no test set: the one watched while training is the test set of the language.
+    splits = {"val": val, "test": original.get("test_file") or val, "translated_test": original.get("gmt_test_file")}
+    data = {f"data.{split}": {**layout, "files": files, **_folds(files)} for split, files in splits.items() if files}
+    batch_size = original.whole_number("batch_size_train")
+    return {
+        # The contrastive gradient is the originals', so that their numbers come out.
+        "objectives": {"itc": {"gather": "local_slice"}, "itm": {}},
+        "data.train": {**layout, "files": {language: train} if placeholders else train},
+        **data,
+        "data.max_tokens": original.node("max_tokens"),
+        "data.max_words": original.node("max_words") or (30 if is_pairs else 80),
+        "data.truncate": not is_pairs,
+        "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
+        "data.num_workers": original.node("num_workers"),
+        "data.batch_size": batch_size and batch_size * world_size,
+        "evaluation.batch_size_image": original.node("batch_size_test"),
+        "evaluation.batch_size_text": original.node("batch_size_test_text"),
+        "evaluation.num_candidates": original.node("k_test"),
+    }
+
+
+def fill(name: str, placeholders: Mapping[str, str], original: Original, key: str) -> str:
+    """A file name with the language, then the number of shots, in its `{}`; ConfigError if one is missing."""
+    words = tuple(placeholders.values())
+    wanted = name.count("{}")
+    if wanted > len(words):
+        raise ConfigError(f"{original.place(key)}: '{key}' has {wanted} places to fill; give --fewshot LANGUAGE,SHOTS")
+    return name.format(*words)
+
+
+def _layout(original: Original) -> dict[str, Any]:
+    """Which of the three kinds of records the files hold, and where their pictures are."""
+    root = original.get("image_root")
+    if isinstance(root, dict):
+        return {"name": "xflickrco", "flickr_root": root.get("flickr30k"), "coco_root": root.get("coco")}
+    return {"name": "image_text_pairs", "image_root": root} if root else {"name": "wit"}
+
+
+def _folds(files: dict[str, str]) -> dict[str, Any]:
+    """CCRK cuts these two files, known by their names, into five galleries of 1000 pictures."""
+    folded = {k: 5 for k, path in files.items() if any(f"mscoco/{x}.test.json" in str(path) for x in ("en", "ja"))}
+    return {"folds": folded} if folded else {}
