@@ -25,14 +25,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: T
     return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
 
 
-def layer(block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None) -> Tensor:
-    """One layer on padded texts x (B, L, D), mask (B, L); image (B, N, V) is projected anew for every text."""
+def layer(
+    block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None, key_value: nn.Module | None = None
+) -> Tensor:
+    """One layer on padded texts x (B, L, D), mask (B, L); image (B, N, V) is projected anew for every text.
+
+    key_value: the projection of another layer, where it is shared.
+    """
     own = block.attention
     query, key, value = own.qkv(x).chunk(3, dim=-1)
     x = own.norm(x + own.residual_dropout(own.output(attention(query, key, value, own.num_heads, mask))))
     if image is not None:
         cross = block.cross_attention
-        key, value = cross.key_value(image).chunk(2, dim=-1)
+        key, value = (key_value or cross.key_value)(image).chunk(2, dim=-1)
         real = torch.ones(image.shape[:2], device=x.device)  # the originals add a mask of an image without padding, too
         attended = attention(cross.query(x), key, value, cross.num_heads, real)
         x = cross.norm(x + cross.residual_dropout(cross.output(attended)))
@@ -48,10 +53,13 @@ def encode_text(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
-def fuse(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
-    """All layers at all positions; x (B, L, D), image (B, N, V) one copy per pair: (B, L, D)."""
-    for block in model.text_fusion.layers:
-        x = layer(block, x, mask, image)
+def fuse(model: Model, x: Tensor, mask: Tensor, *images: Tensor) -> Tensor:
+    """All layers at all positions; x (B, L, D), images (B, N, V) each, one copy per pair, read in turn: (B, L, D)."""
+    layers = model.text_fusion.layers
+    for number, block in enumerate(layers):
+        place = number % len(images)
+        key_value = layers[number - place].cross_attention.key_value
+        x = layer(block, x, mask, images[place], key_value)
     return x
 
 

@@ -20,8 +20,11 @@ def embedding_entries(ours: str, theirs: str) -> list[Entry]:
     return tables + with_weight_and_bias(f"{ours}.norm", f"{theirs}.LayerNorm")
 
 
-def layer_entries(ours: str, theirs: str, *, has_cross_attention: bool) -> list[Entry]:
-    """One transformer layer; queries, keys and values of self-attention lie in one matrix of ours."""
+def layer_entries(ours: str, theirs: str, *, has_cross_attention: bool, keys_from: str = "") -> list[Entry]:
+    """One transformer layer; queries, keys and values of self-attention lie in one matrix of ours.
+
+    keys_from: our layer whose projection to cross-attention's keys and values this one shares; theirs repeats it.
+    """
     entries = with_weight_and_bias(
         f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
     )
@@ -29,7 +32,8 @@ def layer_entries(ours: str, theirs: str, *, has_cross_attention: bool) -> list[
     if has_cross_attention:
         cross, their_cross = f"{ours}.cross_attention", f"{theirs}.crossattention"
         entries += with_weight_and_bias(f"{cross}.query", f"{their_cross}.self.query")
-        entries += with_weight_and_bias(f"{cross}.key_value", f"{their_cross}.self.key", f"{their_cross}.self.value")
+        key_value = f"{keys_from or ours}.cross_attention.key_value"
+        entries += with_weight_and_bias(key_value, f"{their_cross}.self.key", f"{their_cross}.self.value")
         entries += _after_attention(cross, their_cross)
     entries += with_weight_and_bias(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense")
     entries += with_weight_and_bias(f"{ours}.feed_forward.down", f"{theirs}.output.dense")

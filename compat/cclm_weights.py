@@ -1,7 +1,7 @@
 """Checkpoints of CCLM and CCRK: pre-training and fine-tuning layouts <-> our state dict.
 
 Both systems name their parts alike. Pre-training files have `text_encoder.bert.` and `text_encoder.cls.`; fine-tuning
-files have neither.
+files have neither, and of the heads only those of their task.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ import torch
 from compat import swin, vit
 from compat.bert import embedding_entries, layer_entries, masked_head_entries
 from compat.layout import Entry, State, Translation, to_ours, to_theirs, with_weight_and_bias
+from compat.parts import absent_part, fit_parts
 
 Stage = Literal["pretrain", "finetune"]
 _VISION, _BACKBONE = "vision_encoder.", "image_encoder.backbone."
-RELEASED = {"pretrain": "configs/ccrk/pretrain_3m.yaml", "finetune": "configs/ccrk/retrieval_multi30k_en.yaml"}
+# Our configuration of the released model of every layout.
+RELEASED = {
+    "pretrain": "configs/ccrk/pretrain_3m.yaml",
+    "retrieval": "configs/ccrk/retrieval_multi30k_en.yaml",
+    "xvnli": "configs/cclm/xvnli.yaml",
+    "nlvr": "configs/cclm/nlvr.yaml",
+    "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
+}
 
 
 def recognise(state: State) -> Stage | None:
@@ -28,76 +36,115 @@ def recognise(state: State) -> Stage | None:
     return "finetune" if any(name.startswith("text_encoder.encoder.") for name in state) else None
 
 
+def layout_of(state: State) -> str:
+    """Whose weights a recognised state dict holds: `pretrain`, or the task that it was fine-tuned for."""
+    if recognise(state) == "pretrain":
+        return "pretrain"
+    if "ta_head.weight" in state:
+        return "nlvr_pretrain"
+    if "cls_head.0.weight" in state:
+        # NLVR's fusion reads two images, and so has twice as many layers as the text tower.
+        return "nlvr" if _num_fusion_layers(state) * 3 == _num_layers(state) * 2 else "xvnli"
+    return "retrieval"
+
+
 def released_config(state: State) -> str:
     """Our configuration of the released model that a checkpoint holds."""
-    return RELEASED[recognise(state)]
+    return RELEASED[layout_of(state)]
 
 
-def entries(model: dict[str, Any], stage: Stage) -> list[Entry]:
-    """The table of everything but the image tower, for the model tree of a config."""
+def entries(model: dict[str, Any], stage: Stage, num_images: int | None = None) -> list[Entry]:
+    """The table of everything but the image tower that a file of this stage may hold, sizes from a model tree.
+
+    num_images: for how many images of a text the file has a copy of every fusion layer; absent, as the model.
+    """
     text = "text_encoder.bert." if stage == "pretrain" else "text_encoder."
     num_text = model["text_encoder"]["num_layers"]
-    num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
-    table = embedding_entries("text_encoder", f"{text}embeddings")
+    table = [Entry("temperature.value", ("temp",)), *embedding_entries("text_encoder", f"{text}embeddings")]
     for number in range(num_text):
         table += layer_entries(
             f"text_encoder.layers.{number}", f"{text}encoder.layer.{number}", has_cross_attention=False
         )
-    for number in range(num_fusion):
-        theirs = f"{text}encoder.layer.{num_text + number}"
-        table += layer_entries(f"text_fusion.layers.{number}", theirs, has_cross_attention=True)
-    table += _common_space_entries(model)
-    if stage == "pretrain" and model.get("has_masked_language_head"):
-        cls = "text_encoder.cls.predictions"
-        table += masked_head_entries(
-            "masked_language_head", f"{cls}.transform.dense", f"{cls}.transform.LayerNorm", f"{cls}.bias"
+    table += _fusion_entries(model, f"{text}encoder.layer", num_images)
+    table += with_weight_and_bias("text_projection", "text_proj")
+    if not model.get("shared_projection"):
+        table += with_weight_and_bias("image_projection", "vision_proj")
+    for number in (0, 1, 3):
+        table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
+        table += with_weight_and_bias(f"classifier.{number}", f"cls_head.{number}")
+    table += with_weight_and_bias("classifier", "ta_head")
+    cls = "text_encoder.cls.predictions"
+    return table + masked_head_entries(
+        "masked_language_head", f"{cls}.transform.dense", f"{cls}.transform.LayerNorm", f"{cls}.bias"
+    )
+
+
+def _fusion_entries(model: dict[str, Any], theirs: str, num_images: int | None) -> list[Entry]:
+    """The fusion layers; those that read the images of one text share their keys and values."""
+    fusion, table = model.get("text_fusion") or {}, []
+    num_images = num_images or fusion.get("num_images", 1)
+    for number in range(fusion.get("num_layers", 0) * num_images):
+        table += layer_entries(
+            f"text_fusion.layers.{number}",
+            f"{theirs}.{model['text_encoder']['num_layers'] + number}",
+            has_cross_attention=True,
+            keys_from=f"text_fusion.layers.{number - number % num_images}",
         )
     return table
 
 
-def _common_space_entries(model: dict[str, Any]) -> list[Entry]:
-    table, projections = [], model.get("projections", "both")
-    if projections == "both":
-        table += [Entry("temperature.value", ("temp",)), *with_weight_and_bias("text_projection", "text_proj")]
-    if projections != "none" and not model.get("shared_projection"):
-        table += with_weight_and_bias("image_projection", "vision_proj")
-    if model.get("text_fusion") and model.get("has_match_head", True):
-        for number in (0, 1, 3):
-            table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
-    return table
-
-
 def from_checkpoint(state: State, model: dict[str, Any]) -> Translation:
-    """Our state for the model tree of a config; bias tables are interpolated to its window."""
+    """Our state for the model tree of a config; bias tables are interpolated to its window, fusion layers repeated."""
     stage = recognise(state)
     if stage is None:
         raise ValueError(f"not a CCLM or CCRK checkpoint; first keys: {', '.join(list(state)[:4])}")
     vision = {name.removeprefix(_VISION): value for name, value in state.items() if name.startswith(_VISION)}
     rest = {name: value for name, value in state.items() if not name.startswith(_VISION)}
-    ours, missing, unexpected = to_ours(rest, entries(model, stage))
+    num_layers = (model.get("text_fusion") or {}).get("num_layers", 0)
+    table = entries(model, stage, 1 if _num_fusion_layers(rest) == num_layers else None)
+    absent = {name: reason for entry in table for name in entry.theirs if (reason := absent_part(entry.ours, model))}
+    ours, missing, unexpected = to_ours(rest, [entry for entry in table if not absent_part(entry.ours, model)])
     translation = Translation(ours, missing)
     tower = vision_to_timm(vision, model["image_encoder"])
     ours |= {f"{_BACKBONE}{name}": value for name, value in tower.items()}
     for name in unexpected:
-        reason = _why_unused(name, model)
+        reason = absent.get(name) or _why_unused(name, model)
         if reason:
             translation.left_out[name] = reason
         else:
             translation.unexpected.append(name)
-    return translation
+    return fit_parts(translation, model)
 
 
-def to_checkpoint(state: State, model: dict[str, Any], stage: Stage) -> State:
-    """A state dict in the original layout, tied tensors under all their names and buffers included."""
-    theirs = to_theirs(state, entries(model, stage))
+def to_checkpoint(state: State, model: dict[str, Any], stage: str) -> State:
+    """A state dict in the original layout, tied tensors under all their names and buffers included.
+
+    stage: `pretrain`, `finetune` (whatever the model's task is), or the task, which must be the model's.
+    """
+    is_pretraining = stage == "pretrain"
+    theirs = to_theirs(state, entries(model, "pretrain" if is_pretraining else "finetune"))
     tower = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
     theirs |= {f"{_VISION}{name}": value for name, value in vision_to_original(tower, model["image_encoder"]).items()}
-    text = "text_encoder.bert." if stage == "pretrain" else "text_encoder."
+    text = "text_encoder.bert." if is_pretraining else "text_encoder."
     theirs[f"{text}embeddings.position_ids"] = torch.arange(model["text_encoder"]["max_positions"])[None]
-    if stage == "pretrain" and model.get("has_masked_language_head"):
+    if is_pretraining and model.get("has_masked_language_head"):
         theirs["text_encoder.cls.predictions.decoder.weight"] = theirs[f"{text}embeddings.word_embeddings.weight"]
         theirs["text_encoder.cls.predictions.decoder.bias"] = theirs["text_encoder.cls.predictions.bias"]
+    if not is_pretraining:
+        theirs = {name: value for name, value in theirs.items() if not name.startswith("text_encoder.cls.")}
+    if stage in RELEASED and layout_of(theirs) != stage:
+        raise ValueError(f"these weights are a model for {layout_of(theirs)}, which cannot be written as {stage}")
     return theirs
+
+
+def _num_layers(state: State) -> int:
+    """Text and fusion layers of a file."""
+    return sum(name.endswith(".attention.self.query.weight") for name in state if name.startswith("text_encoder."))
+
+
+def _num_fusion_layers(state: State) -> int:
+    """Layers of a file that read images."""
+    return sum(name.endswith(".crossattention.self.query.weight") for name in state if name.startswith("text_encoder."))
 
 
 def vision_to_timm(vision: State, image: dict[str, Any]) -> State:
@@ -118,15 +165,8 @@ def _why_unused(name: str, model: dict[str, Any]) -> str:
         return "a counter 0, 1, 2, ..."
     if name.startswith("text_encoder.cls.predictions.decoder."):
         return "tied to the word embedding or to the head's bias"
-    if name.startswith("text_encoder.cls.") and not model.get("has_masked_language_head"):
-        return "this model has no masked-language head"
     if name.startswith("bbox_head."):
         return "this model has no box head"
-    projections = model.get("projections", "both")
-    if name == "temp" or name.startswith("text_proj."):
-        return "this model has no common space of images and texts" if projections != "both" else ""
-    if name.startswith("vision_proj."):
-        return "this model does not project images" if projections == "none" else ""
-    if name.startswith("itm_head.") and not (model.get("text_fusion") and model.get("has_match_head", True)):
-        return "this model has no match head"
+    if name.startswith("vision_proj.") and model.get("projections") == "none":
+        return "this model has no projection of images"
     return ""

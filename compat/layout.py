@@ -43,7 +43,10 @@ def to_ours(state: State, entries: Iterable[Entry]) -> tuple[State, list[str], l
         used.update(entry.theirs)
         if not absent:
             parts = [state[name] for name in entry.theirs]
-            ours[entry.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            value = torch.cat(parts) if len(parts) > 1 else parts[0]
+            if entry.ours in ours and not torch.equal(value, ours[entry.ours]):
+                raise ValueError(f"{', '.join(entry.theirs)}: not equal to the other copy of what must be one weight")
+            ours[entry.ours] = value
     return ours, missing, [name for name in state if name not in used]
 
 

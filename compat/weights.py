@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compat import bert, cclm_weights, swin, vit
 from compat.layout import State, Translation
+from compat.parts import fit_parts
 
 # Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
@@ -17,6 +18,10 @@ SYSTEMS = {"cclm": cclm_weights}  # CCRK's weights are CCLM's
 EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
     "cclm_finetune": ("cclm", "finetune"),
+    "cclm_retrieval": ("cclm", "retrieval"),
+    "cclm_xvnli": ("cclm", "xvnli"),
+    "cclm_nlvr": ("cclm", "nlvr"),
+    "cclm_nlvr_pretrain": ("cclm", "nlvr_pretrain"),
     "ccrk_pretrain": ("cclm", "pretrain"),
     "ccrk_finetune": ("cclm", "finetune"),
 }
@@ -72,32 +77,12 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
     rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
     tower = _tower(tower, model["image_encoder"])
     translation = Translation(rest | {f"{_BACKBONE}{name}": value for name, value in tower.items()})
-    if not model.get("has_masked_language_head"):
-        _leave_out(translation, "masked_language_head.", "this model has no masked-language head")
-    projections = model.get("projections", "both")
-    for part, is_kept in (
-        ("temperature.", projections == "both"),
-        ("text_projection.", projections == "both"),
-        ("image_projection.", projections != "none"),
-        ("match_head.", model.get("has_match_head", True)),
-    ):
-        if not is_kept:
-            _leave_out(translation, part, "this model does not compare images with texts")
-    if not model.get("text_fusion"):
-        _leave_out(translation, "text_fusion.", "this model has no fusion stack")
-        _leave_out(translation, "match_head.", "this model has no fusion stack")
-    return translation
+    return fit_parts(translation, model)
 
 
 _BACKBONE = "image_encoder.backbone."
 # What timm's architectures call the classifier that no tower here has.
 _CLASSIFIERS = ("head.", "fc.", "classifier.")
-
-
-def _leave_out(translation: Translation, prefix: str, reason: str) -> None:
-    for name in [name for name in translation.state if name.startswith(prefix)]:
-        del translation.state[name]
-        translation.left_out[name] = reason
 
 
 def _tower(tower: State, image: dict[str, Any]) -> State:

@@ -149,6 +149,31 @@ class TextPairBatch(Transferable):
         return self.first.num_padded_tokens + self.second.num_padded_tokens
 
 
+@dataclass
+class LabelledBatch(Transferable):
+    """Texts with one or more images each and the class of each: images (I T, 3, H, W) uint8, all first images, then
+    all second ones; labels (T,).
+    """
+
+    images: Tensor
+    texts: TextBatch
+    labels: Tensor
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def image_of_text(self) -> Tensor:
+        """Rows in `images` of every text's images, on the host: (I, T)."""
+        return torch.arange(len(self.images)).view(-1, len(self.texts))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.texts.num_tokens
+
+    @property
+    def num_padded_tokens(self) -> int:
+        return self.texts.num_padded_tokens
+
+
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     """The same batch with the function applied to every tensor in it; everything else is shared."""
     changed = {}

@@ -18,6 +18,9 @@ from models.text_encoder import TextEncoder, TextState
 Projections = Literal["both", "image", "none"]
 
 
+Projections = Literal["both", "image", "none"]
+
+
 @dataclass
 class ImageState:
     """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E) where they are projected."""

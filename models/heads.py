@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,24 @@ def classification_head(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes)
     )
+
+
+@dataclass
+class ClassifierConfig:
+    """A head that tells num_classes apart: two layers with a norm between them, or a single linear map."""
+
+    num_classes: int
+    num_layers: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, found {self.num_classes}")
+
+    def build(self, width: int) -> nn.Module:
+        """The head for vectors (T, D): logits (T, num_classes)."""
+        if self.num_layers == 1:
+            return nn.Linear(width, self.num_classes)
+        return classification_head(width, self.num_classes)
 
 
 class MaskedLanguageHead(nn.Module):

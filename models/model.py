@@ -11,14 +11,14 @@ from torch import Tensor
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder, Projections
-from models.heads import MaskedLanguageHead, Temperature, classification_head
+from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
 from models.packing import Packing, read_positions, select_texts
 from models.text_encoder import TextState
 from models.transformer import KeyValue
 
 
 class Model(DualEncoder):
-    """Dual encoder with what `text_fusion` adds: match_head (pair or not) and masked_language_head."""
+    """Dual encoder with what `text_fusion` adds: match_head (pair or not), classifier and masked_language_head."""
 
     @dataclass
     class Config:
@@ -31,6 +31,7 @@ class Model(DualEncoder):
         projections: Projections = "both"
         temperature: Temperature.Config = field(default_factory=Temperature.Config)
         has_match_head: bool = True  # where there is a fusion stack
+        classifier: ClassifierConfig | None = None
         has_masked_language_head: bool = False
 
         def __post_init__(self) -> None:
@@ -38,6 +39,8 @@ class Model(DualEncoder):
                 raise ValueError(
                     "has_masked_language_head needs text_fusion: masked words are predicted from fused tokens"
                 )
+            if self.classifier is not None and self.text_fusion is None:
+                raise ValueError("classifier needs text_fusion: classes are predicted from fused tokens")
             if self.shared_projection and self.projections == "image":
                 raise ValueError("shared_projection is the text's projection, which projections: image leaves out")
 
@@ -54,10 +57,12 @@ class Model(DualEncoder):
         )
         self.config = config
         width = text_encoder.width
-        self.text_fusion = self.match_head = self.masked_language_head = None
+        self.text_fusion = self.match_head = self.classifier = self.masked_language_head = None
         if config.text_fusion is not None:
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
             self.match_head = classification_head(width, 2) if config.has_match_head else None
+        if config.classifier is not None:
+            self.classifier = config.classifier.build(width)
         if config.has_masked_language_head:
             self.masked_language_head = MaskedLanguageHead(
                 width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
@@ -97,3 +102,8 @@ class Model(DualEncoder):
         """
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text, is_attended=is_attended)
         return self.match_head(fused).float()
+
+    def class_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
+        """Logits (T, C) of the classes of every text with its image, or with its images image_of_text (I, T)."""
+        fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
+        return self.classifier(fused).float()

@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
             if not 0 <= self.pad_id < self.vocab_size:
                 raise ValueError(f"pad_id {self.pad_id} is not in the vocabulary of {self.vocab_size}")
 
-        def layer(self, cross_width: int | None = None) -> LayerConfig:
+        def layer(self, cross_width: int | None = None, *, projects_keys: bool = True) -> LayerConfig:
             """Sizes of a layer of this tower, or of a fusion stack on top of it."""
             sizes = (
                 self.width,
@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
                 self.dropout,
                 self.attention_dropout,
             )
-            return LayerConfig(*sizes, cross_width)
+            return LayerConfig(*sizes, cross_width, projects_keys)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

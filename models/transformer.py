@@ -20,7 +20,7 @@ from models.packing import ImageBlock, Packing, Reading
 @dataclass
 class LayerConfig:
     """Sizes of one layer; `cross_width` is the width of the tokens that cross-attention reads (None: no
-    cross-attention).
+    cross-attention), `projects_keys` is False where it reads the keys and values of another layer.
     """
 
     width: int
@@ -30,6 +30,7 @@ class LayerConfig:
     dropout: float
     attention_dropout: float
     cross_width: int | None = None
+    projects_keys: bool = True
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -124,7 +125,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.query = nn.Linear(config.width, config.width)
-        self.key_value = nn.Linear(config.cross_width, 2 * config.width)
+        self.key_value = nn.Linear(config.cross_width, 2 * config.width) if config.projects_keys else None
         self.output = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.residual_dropout = nn.Dropout(config.dropout)

@@ -38,6 +38,21 @@ def test_match_logits_equal_those_of_repeated_images(is_training):
     )
 
 
+@pytest.mark.parametrize("is_training", [False, True])
+def test_two_images_of_a_text_are_read_in_turn_with_one_projection(is_training):
+    fusion = {"num_layers": 2, "num_images": 2}
+    parts = {"text_fusion": fusion, "classifier": {"num_classes": 3}, "projections": "none", "has_match_head": False}
+    model = build_model(text_encoder=without_dropout(), **parts).train(is_training)
+    assert not any("projection" in name or "temperature" in name for name in model.state_dict())
+    assert sum(name.endswith("key_value.weight") for name in model.state_dict()) == 2
+    ids, mask = make_texts(LENGTHS)
+    tokens, pairs = torch.randn(4, 5, 24), torch.tensor([[0, 1, 2, 3, 0, 2], [3, 2, 1, 0, 0, 1]])
+    logits = model.class_logits(model.encode_text(ids, LENGTHS), model.project_images(tokens), pairs)
+    hidden = plain.encode_text(model.text_encoder, ids, mask)
+    expected = model.classifier(plain.fuse(model, hidden, mask, tokens[pairs[0]], tokens[pairs[1]])[:, 0])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_texts_attended_once_give_the_same_logits():
     model = build_model().eval()
     ids, _ = make_texts(LENGTHS)
