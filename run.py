@@ -316,7 +316,7 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
     from utils.results import upload, write_json
 
     metrics["total_seconds"] = round(seconds, 1)
-    for name in ("chance", "dual_encoder", "rank_spread"):
+    for name in ("chance", "dual_encoder", "mean_without_en", "rank_spread"):
         if name in metrics["test"]:
             metrics[name] = metrics["test"].pop(name)
     write_json(output_dir / "metrics.json", metrics)

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compat import cclm, ccrk_flags
-from compat.config_names import OUR_CONFIG
+from compat.config_names import OUR_CONFIG, choose, original_default, our_defaults
 from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
 from utils.config import ConfigError
-from utils.config_tree import Node, fill_placeholders, join, parse_override, read_file, read_tree
+from utils.config_tree import Node, fill_placeholders, join, parse_override, plain, read_file, read_tree
 from utils.registry import nearest
 
 COMMAND_LINE = "command line"
 FEWSHOT_SUFFIX = "_fewshot"
-ORIGINAL_MODEL = "cclm-base-ft"
 
 
 @dataclass
@@ -88,14 +87,7 @@ def find_config(
     arguments: Namespace, task: str | None, default_config: Mapping[str, str], root: Path, notices: list[str]
 ) -> Path:
     """The file to read: the one named, ours for an original's name, the few-shot sibling, or the task's default."""
-    named = arguments.config or default_config.get(task or "", "")
-    if not named:
-        raise ConfigError(f"{COMMAND_LINE}: task '{task}' has no default configuration; name one with --config")
-    path = _locate(named, root)
-    ours = OUR_CONFIG.get(path.name)
-    if not path.is_file() and ours:
-        path = _locate(ours, root)
-        notices.append(f"{named} is not here; using {ours}, which holds the same settings")
+    path = _named_config(arguments, task, default_config, root, notices)
     # One checkpoint per language is evaluated on the test sets of all of them, which stand in the task's own file.
     if arguments.evaluate and "--checkpoint_fmt" in arguments.ft_para:
         return path
@@ -110,6 +102,40 @@ def find_config(
     if not sibling.is_file():
         raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
     return sibling
+
+
+def _named_config(
+    arguments: Namespace, task: str | None, default_config: Mapping[str, str], root: Path, notices: list[str]
+) -> Path:
+    """The file of --config, or what stands for it."""
+    # Flags of CCRK's own tell its commands from CCLM's, which have the same names.
+    prefers = "ccrk" if arguments.ft_para or arguments.pret_para or arguments.model == "ccrk" else ""
+    count = lambda name: count_data_files(root / name)  # noqa: E731
+    if arguments.config:
+        path = _locate(arguments.config, root)
+        ours = OUR_CONFIG.get(path.name)
+        if path.is_file() or not ours:
+            return path
+        chosen = choose(ours, count, prefers=prefers)
+        notices.append(f"{arguments.config} is not here; using {chosen}, which holds the same settings")
+        return _locate(chosen, root)
+    theirs = original_default(task or "", arguments.model)
+    if theirs is not None:
+        notices.append(f"using {theirs}, the task's file in the original's place")
+        return theirs
+    candidates = our_defaults(task or "", arguments.model, default_config, root)
+    if not candidates:
+        raise ConfigError(f"{COMMAND_LINE}: task '{task}' has no default configuration; name one with --config")
+    return _locate(choose(candidates, count, prefers=prefers), root)
+
+
+def count_data_files(path: Path) -> int:
+    """How many of the data files that a configuration names are here."""
+    data = plain(read_tree(path)).get("data", {})
+    sections = [data.get(split) or {} for split in ("train", "val", "test")]
+    files = [section.get("files") or [] for section in sections if isinstance(section, dict)]
+    names = [name for group in files for name in (group.values() if isinstance(group, dict) else group)]
+    return sum(isinstance(name, str) and Path(name).exists() for name in names)
 
 
 def _refuse_unfilled(tree: Node) -> None:
@@ -165,8 +191,6 @@ def _notices_of_unread_flags(arguments: Namespace, task: str | None) -> list[str
     notices = []
     if arguments.load_ckpt_from and task != "nlvr_domain":
         notices.append(f"--load_ckpt_from is read by the task nlvr_domain only; {task} starts from --checkpoint")
-    if arguments.model != ORIGINAL_MODEL:
-        notices.append(f"--model {arguments.model} only named a folder of configs; name the file with --config")
     return notices
 
 

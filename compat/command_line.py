@@ -76,7 +76,7 @@ def make_parser() -> Parser:
     start.add_argument("--device", metavar="LIST", help="GPUs to use: 0,2,3 or cN for 0 ... N-1")
     start.add_argument("--debug", action="store_true", help="autograd anomaly detection and full tracebacks")
     old = parser.add_argument_group("flags of the original systems")
-    old.add_argument("--model", default="cclm-base-ft", help="accepted; it only named a folder of configs")
+    old.add_argument("--model", metavar="FOLDER", help="folder of configs/ that holds the task's default: cclm, ccrk")
     old.add_argument("--pret_type", metavar="X", help="choose the task pretrain_X")
     old.add_argument("--pret_para", default="", metavar="FLAGS", help="the original pre-training flags, as one string")
     old.add_argument("--ft_para", default="", metavar="FLAGS", help="the original fine-tuning flags, as one string")

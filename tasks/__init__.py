@@ -16,10 +16,10 @@ TASKS = Registry(
 # The settings of a task when --config is not given.
 DEFAULT_CONFIG = {
     "pretrain": "configs/ccrk/pretrain_3m.yaml",
-    "itr_multi30k": "configs/ccrk/retrieval_multi30k_en.yaml",
-    "itr_coco": "configs/ccrk/retrieval_coco_en.yaml",
-    "xflickrco": "configs/ccrk/xflickrco.yaml",
-    "wit": "configs/ccrk/wit.yaml",
+    "itr_multi30k": "configs/cclm/retrieval_multi30k_all.yaml",
+    "itr_coco": "configs/cclm/retrieval_coco_all.yaml",
+    "xflickrco": "configs/cclm/xflickrco.yaml",
+    "wit": "configs/cclm/wit.yaml",
 }
 
 # What --task may name besides: programs with settings of their own (tasks/tool.py).

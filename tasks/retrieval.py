@@ -28,6 +28,7 @@ from utils.metrics import (
     Reranked,
     chance_of_galleries,
     mean_metrics,
+    mean_without_english,
     rank_spread,
     recall_metrics,
     retrieval_metrics,
@@ -102,6 +103,8 @@ class RetrievalEvaluation:
                 dual[name].append(of_dual)
                 shown += queries
         metrics = metrics_of_folds(fused)
+        if others := mean_without_english({name: metrics[name] for name in fused}):
+            metrics["mean_without_en"] = others
         metrics["chance"] = chance_of_galleries(
             {f"{n}/{k}": fold for n, folds in fused.items() for k, fold in enumerate(folds)}
         )

@@ -132,7 +132,11 @@ def test_the_resolved_settings_are_a_config_and_the_same_command_goes_on(command
 
 def test_zero_shot_evaluation_in_eight_languages(command, english):
     assert command("--task", "xflickrco", "--checkpoint", "out/en", "--evaluate", "--output_dir", "out/x") == 0
-    assert len(metrics_of("out/x")["test"].keys() - {"mean", "mrv", "median_rank"}) == 8
+    metrics = metrics_of("out/x")
+    languages = metrics["test"].keys() - {"mean", "mrv", "median_rank"}
+    assert len(languages) == 8
+    others = [metrics["test"][name]["img_r1"] for name in languages - {"en"}]
+    assert metrics["mean_without_en"]["img_r1"] == pytest.approx(sum(others) / 7)
 
 
 def test_evaluation_by_the_dual_encoder_alone(command, english):

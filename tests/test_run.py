@@ -9,11 +9,14 @@ import pytest
 import run
 from compat.command import find_config, settle
 from compat.processes import Processes
+from configs.schema import Config
 from tasks import DEFAULT_CONFIG, TASKS, TOOLS
-from utils.config import ConfigError
+from tests.compat.cclm_files import FILES
+from utils.config import ConfigError, build
 from utils.config_tree import plain
 
 ROOT = Path(run.__file__).parent
+MODELS = ("cclm-base-ft", "cclm", "ccrk")
 
 
 def command(*words, cwd=ROOT):
@@ -110,10 +113,33 @@ def test_a_few_shot_file_needs_to_know_language_and_shots():
 
 
 def test_flags_that_nothing_reads_are_told():
-    notices = settled("--task wit --load_ckpt_from a.th --model b").notices
-    assert (
-        "--load_ckpt_from is read by the task nlvr_domain only" in notices[0] and "--model b only named" in notices[1]
-    )
+    notices = settled("--task wit --load_ckpt_from a.th").notices
+    assert "--load_ckpt_from is read by the task nlvr_domain only" in notices[0]
+
+
+def test_model_names_the_folder_of_the_tasks_default():
+    sizes = {name: build(Config, settled(f"--task wit --model {name}").tree).data.batch_size for name in MODELS}
+    assert sizes == {"cclm-base-ft": 64, "cclm": 64, "ccrk": 32}
+    with pytest.raises(ConfigError, match="--model ccrkk is no folder of configs/; did you mean 'ccrk'"):
+        settled("--task wit --model ccrkk")
+
+
+def test_a_task_takes_the_settings_whose_data_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "--task itr_coco --config configs/cclm-base-ft/Retrieval_coco_en_ft.yaml"
+    assert "en.1k_test.json" in build(Config, settled(words).tree).data.test.files["en"]  # CCLM's, who made the names
+    for name in ("en.train", "en.val", "en.test"):
+        (tmp_path / "data/finetune/mscoco").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/finetune/mscoco/{name}.json").write_text("[]")
+    assert build(Config, settled(words).tree).data.test.folds == {"en": 5, "ja": 5}  # CCRK's names
+
+
+def test_an_originals_default_file_in_the_working_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/cclm-base-ft").mkdir(parents=True)
+    (tmp_path / "configs/cclm-base-ft/WIT.yaml").write_text(FILES["WIT.yaml"].replace("epochs: 5", "epochs: 7"))
+    plan = settled("--task wit")
+    assert build(Config, plan.tree).train.epochs == 7 and "configs/cclm-base-ft/WIT.yaml" in plan.notices[0]
 
 
 def test_a_batch_of_one_process_counts_for_all_of_them():
@@ -133,8 +159,8 @@ def test_flags_of_the_other_kind_of_task_are_told():
     "theirs, ours",
     [
         ("configs/Pretrain_3m.yaml", "configs/ccrk/pretrain_3m.yaml"),
-        ("configs/cclm-base-ft/Retrieval_multi30k_cs_ft.yaml", "configs/ccrk/retrieval_multi30k_cs.yaml"),
-        ("configs/cclm-base-ft/Retrieval_coco_all_ft.yaml", "configs/ccrk/retrieval_coco_all.yaml"),
+        ("configs/cclm-base-ft/Retrieval_multi30k_cs_ft.yaml", "configs/cclm/retrieval_multi30k_cs.yaml"),
+        ("configs/cclm-base-ft/Retrieval_coco_all_ft.yaml", "configs/cclm/retrieval_coco_all.yaml"),
     ],
 )
 def test_the_originals_paths_lead_to_our_files(theirs, ours):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
+ENGLISH = "en"
 SPREAD_BOUNDS = (0, 1, 3, 10, 30, 100)
 
 
@@ -140,6 +141,15 @@ def _with_means(metrics: dict[str, float]) -> dict[str, float]:
 def mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
     """The plain mean of each number over several galleries (languages, or the folds of one test set)."""
     return {key: math.fsum(one[key] for one in metrics) / len(metrics) for key in metrics[0]}
+
+
+def mean_without_english(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What IGLUE reports: the mean of each number over all languages but English; {} where that says nothing new.
+
+    metrics holds one entry per language (or data set); a single language, or English alone, has no such mean.
+    """
+    others = [numbers for name, numbers in metrics.items() if name != ENGLISH]
+    return mean_metrics(others) if others and len(metrics) > 1 else {}
 
 
 def median_rank(ranks: Tensor) -> float:

@@ -14,8 +14,8 @@ from utils.report_gallery import gallery_html
 from utils.report_page import definitions, folded, page, tiles
 
 RECALLS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10")
-NOT_LANGUAGES = ("mean", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread")
-SUMMARY_ROWS = {"mean": "mean", "dual_encoder": "dual only", "chance": "chance"}
+NOT_LANGUAGES = ("mean", "mean_without_en", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread")
+SUMMARY_ROWS = {"mean": "mean", "mean_without_en": "without en", "dual_encoder": "dual only", "chance": "chance"}
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
     "es": "Spanish", "et": "Estonian", "fr": "French", "hi": "Hindi", "id": "Indonesian", "it": "Italian",
@@ -75,7 +75,7 @@ def _rows(metrics: dict) -> tuple[list[str], list[list[str]], set[int]]:
     _, tree = _split_of(metrics)
     languages = [name for name, row in tree.items() if isinstance(row, dict) and name not in NOT_LANGUAGES]
     keys = RECALLS if _is_retrieval(tree) else list(dict.fromkeys(key for name in languages for key in tree[name]))
-    summary = tree | {name: _beside(metrics, name) for name in ("dual_encoder", "chance")}
+    summary = tree | {name: _beside(metrics, name) for name in ("mean_without_en", "dual_encoder", "chance")}
     rows = [[name] + [_cell(tree[name].get(key)) for key in keys] for name in languages]
     for name, words in SUMMARY_ROWS.items():
         if any(key in summary.get(name, {}) for key in keys):

@@ -8,7 +8,8 @@ from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config
 from tasks import DEFAULT_CONFIG
-from utils.config import ConfigError, build
+from tests.compat.cclm_files import FILES
+from utils.config import ConfigError, build, to_tree
 from utils.config_tree import read_file
 
 PRETRAINING = """
@@ -112,7 +113,7 @@ def test_without_all_captions_a_pretraining_is_cclms(tmp_path):
 
 def test_a_retrieval_file(tmp_path):
     config = configuration(tmp_path, retrieval(), "--bs", "64", world=4, task="itr_coco")
-    assert config.data.train.files == ["data/en.train.json"] and config.data.train.image_root == "images/"
+    assert config.data.train.files == {"en": "data/en.train.json"} and config.data.train.image_root == "images/"
     assert config.data.batch_size == 64 and config.data.max_words == 30 and not config.data.truncate
     assert config.model.image_encoder.window_size == 12 and not config.model.temperature.is_clamped
     assert config.evaluation.num_candidates == 256 and config.evaluation.batch_size_text == 64
@@ -130,7 +131,7 @@ def test_few_shot_files(tmp_path):
     text = retrieval(train="{}/train_{}.jsonl", val="'{}/test.jsonl'", test="{}", root=root)
     (tmp_path / "theirs_fewshot.yaml").write_text(text)
     config = configuration(tmp_path, "seed: 1", "--fewshot", "de,100", task="xflickrco")
-    assert config.data.train.name == "xflickrco" and config.data.train.files == {"de": ["data/de/train_100.jsonl"]}
+    assert config.data.train.name == "xflickrco" and config.data.train.files == {"de": "data/de/train_100.jsonl"}
     assert config.data.test.files == config.data.val.files == {"de": "de/test.jsonl"}
     assert (config.data.test.flickr_root, config.data.test.coco_root) == ("f", "c") and config.data.max_words == 80
 
@@ -177,3 +178,25 @@ def test_sizes_may_stand_in_a_json_file_beside_the_folder(tmp_path):
 def test_a_mistake_in_an_original_file_is_told(tmp_path, old, new, message):
     with pytest.raises(ConfigError, match=message):
         configuration(tmp_path, PRETRAINING.replace(old, new))
+
+
+TASK_OF = {"multi30k": "itr_multi30k", "coco": "itr_coco", "xFlickrCO": "xflickrco", "WIT": "wit"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_cclm_comes_to_the_same_settings_as_ours(tmp_path, monkeypatch, name):
+    task = next(task for word, task in TASK_OF.items() if word in name)
+    shots = ["--fewshot", "de,100"] if "fewshot" in name else []
+    (tmp_path / name).write_text(FILES[name])
+    eight = Processes(nproc=8)  # the published batch sizes count one of eight GPUs
+    words = ["--task", task, *shots, "data.tokenizer=t", "--config"]
+    theirs = settle(run.parse([*words, str(tmp_path / name)]), eight, DEFAULT_CONFIG, run.ROOT)
+    monkeypatch.chdir(tmp_path)
+    named = settle(run.parse([*words, f"configs/cclm-base-ft/{name}"]), eight, DEFAULT_CONFIG, run.ROOT)
+    assert f"configs/cclm-base-ft/{name} is not here; using configs/cclm/" in named.notices[0]
+    theirs, ours = to_tree(build(Config, theirs.tree)), to_tree(build(Config, named.tree))
+    for tree in (theirs, ours):
+        for split in ("train", "val", "test", "translated_test"):
+            section = tree["data"].get(split) or {}
+            section["image_root"] = section.get("image_root", "").rstrip("/")
+    assert theirs == ours

@@ -11,6 +11,7 @@ from utils.metrics import (
     chance_metrics,
     mean_rank_spread,
     mean_rank_variance,
+    mean_without_english,
     median_rank,
     rank_spread,
     ranks_of_right_answers,
@@ -141,3 +142,9 @@ def test_spread_distribution_covers_every_instance():
     spread = rank_spread({"en": gallery([0, 7, 900], list("abc")), "de": gallery([0, 3, 0], list("abc"))})
     assert spread["num_img"] == 3
     assert spread["img"] == pytest.approx([100 / 3, 0, 100 / 3, 0, 0, 0, 100 / 3])
+
+
+def test_the_mean_of_iglue_leaves_out_english():
+    metrics = {"en": {"img_r1": 90.0}, "de": {"img_r1": 10.0}, "ja": {"img_r1": 30.0}}
+    assert mean_without_english(metrics) == {"img_r1": 20.0}
+    assert mean_without_english({"en": metrics["en"]}) == mean_without_english({"de": metrics["de"]}) == {}

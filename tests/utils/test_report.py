@@ -176,6 +176,11 @@ def test_table_has_languages_mean_chance_and_spread():
     assert max(map(len, lines)) <= 80
 
 
+def test_the_mean_of_iglue_is_a_row_of_its_own():
+    table = format_table(METRICS | {"mean_without_en": ROW | {"img_r1": 41.5}})
+    assert any(line.startswith("without en") and "41.5" in line for line in table.splitlines())
+
+
 def test_chance_within_an_evaluation_is_shown_beside_its_languages():
     tree = METRICS["test"] | {"chance": METRICS["chance"]}
     assert format_table({"test": tree}) == format_table(METRICS)

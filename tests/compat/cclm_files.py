@@ -1,0 +1,95 @@
+"""CCLM's configuration files by name: the originals' keys and values, for the tests of their translation."""
+
+RETRIEVAL_SETS = {
+    "multi30k": {x: ("train.{}", "val.{}", "test_2016_flickr.{}") for x in ("en", "de", "fr", "cs")},
+    "coco": {
+        "en": ("{}.train", "{}.valid", "{}.1k_test"),
+        "zh": ("{}.train", "{}.val", "{}.test"),
+        "ja": ("{}.train", "{}.valid", "{}.1k_test"),
+    },
+}
+FOLDER = {"multi30k": "multi30k", "coco": "mscoco"}
+TOWERS = """
+vision_config: 'configs/config_swinB_{size}.json'
+use_clip_vit: False
+use_swin: True
+image_res: {size}
+patch_size: 32
+text_encoder: 'data/xlm-roberta-large'
+text_num_hidden_layers: 12
+"""
+RATES = """
+optimizer: {{opt: adamW, lr: {lr}, weight_decay: 0.01, lr_mult: 2}}
+schedular: {{sched: linear, lr: {lr}, epochs: {epochs}, num_warmup_steps: 0.1}}
+"""
+SPACE = "embed_dim: 256\ntemp: 0.07\nuse_one_cl_proj_only: False\n"
+
+
+def quoted(files):
+    return "{" + ", ".join(f"'{language}': '{path}'" for language, path in files.items()) + "}"
+
+
+def finetuning(lr="3e-5", epochs=10):
+    return TOWERS.format(size=384) + RATES.format(lr=lr, epochs=epochs)
+
+
+def retrieval(name, part):
+    """Retrieval_<name>_<part>_ft.yaml."""
+    every = RETRIEVAL_SETS[name]
+    trained = [part] if part != "all" else list(every)
+    tested = list(every) if part in ("en", "all") else [part]
+    path = lambda language, split: (  # noqa: E731
+        f"data/finetune/{FOLDER[name]}/{every[language][split].format(language)}.json"
+    )
+    is_large = (name, part) in (("multi30k", "all"), ("coco", "en"))
+    sizes = (20, 12, 64) if is_large else (10, 6, 32)
+    return (
+        f"train_file: {[path(x, 0) for x in trained]}\n"
+        f"val_file: {quoted({x: path(x, 1) for x in tested})}\n"
+        f"test_file: {quoted({x: path(x, 2) for x in tested})}\n"
+        "image_root: 'images/'\nmax_tokens: 40\n" + SPACE + f"k_test: {128 if name == 'multi30k' else 256}\n"
+        f"batch_size_train: {sizes[0]}\nbatch_size_test: {sizes[1]}\nbatch_size_test_text: {sizes[2]}\n" + finetuning()
+    )
+
+
+IGLUE = "iglue/datasets"
+FLICKR_CO = f"{IGLUE}/xFlickrCO/annotations"
+TRANSLATED = ("de", "es", "id", "ja", "ru", "tr", "zh")
+LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
+WIT = "data/wit/annotations-bs64"
+WIT_LANGUAGES = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
+SIZES = "batch_size_train: 8\nbatch_size_test: 12\nbatch_size_test_text: 64\nmax_tokens: 80\nk_test: 128\n" + SPACE
+ROOTS = "image_root: {'flickr30k': 'images/flickr30k-images', 'coco': 'images/val2014'}\n"
+
+FILES = {
+    f"Retrieval_{name}_{part}_ft.yaml": retrieval(name, part)
+    for name in FOLDER
+    for part in (*RETRIEVAL_SETS[name], "all")
+}
+FILES["xFlickrCO.yaml"] = (
+    f"train_file: ['{IGLUE}/flickr30k/annotations/train_ann.jsonl']\n"
+    f"val_file: '{IGLUE}/flickr30k/annotations/valid_ann.jsonl'\n"
+    f"test_file: {quoted({x: f'{FLICKR_CO}/{x}/test.jsonl' for x in LANGUAGES})}\n"
+    f"gmt_test_file: {quoted({x: f'{FLICKR_CO}_machine-translate/{x}/test_gmt.jsonl' for x in TRANSLATED})}\n"
+    + ROOTS
+    + SIZES
+    + finetuning()
+    + "start_eval: 7\neval_interval: 1\n"
+)
+FILES["xFlickrCO_fewshot.yaml"] = (
+    f"train_file: ['{FLICKR_CO}/{{}}/train_{{}}.jsonl']\nval_file: '{FLICKR_CO}/{{}}/test.jsonl'\ntest_file: {{}}\n"
+    + ROOTS
+    + SIZES
+    + finetuning("1e-5", 60)
+    + "start_eval: 9\neval_interval: 10\n"
+)
+FILES["WIT.yaml"] = (
+    f"train_file: ['{WIT}/train_en.jsonl']\nval_file: '{WIT}/val_en.jsonl'\n"
+    f"test_file: {quoted({x: f'{WIT}/test_{x}.jsonl' for x in WIT_LANGUAGES})}\n"
+    "gmt_test_file: "
+    + quoted({x: f"data/wit/annotations_machine-translate-bs64/test_{x}_gmt.jsonl" for x in WIT_LANGUAGES if x != "en"})
+    + "\n"
+    + SIZES
+    + finetuning(epochs=5)
+    + "start_eval: 3\n"
+)
