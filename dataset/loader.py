@@ -106,7 +106,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=_unchanged,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             persistent_workers=num_workers > 0,
             generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global one
         )
@@ -209,7 +209,8 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Make this process a reader of data: one thread, and the main process decides about signals."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cv2.setNumThreads(0)
     # The main process decides what a signal means; a status other than 0 would raise in the midst of its saving.

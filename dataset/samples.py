@@ -38,9 +38,14 @@ class Preprocessing:
     files: Files = field(default_factory=Files)
     cache_dir: str | None = None
 
+    @property
+    def token_limit(self) -> int:
+        """Tokens that a text may have, begin and end marks included."""
+        return self.max_tokens if self.truncate else MAX_POSITIONS
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of cleaned captions."""
-        return self.tokenizer.encode_batch(texts, self.max_tokens if self.truncate else MAX_POSITIONS)
+        return self.tokenizer.encode_batch(texts, self.token_limit)
 
 
 @dataclass

@@ -23,7 +23,12 @@ DEFAULT_CONFIG = {
 }
 
 # What --task may name besides: programs with settings of their own (tasks/tool.py).
-TOOLS = Registry("tool", {})
+TOOLS = Registry(
+    "tool",
+    {
+        "check_data": "tasks.check_data:CheckData",
+    },
+)
 
 # How a run's `evaluation` section scores a split.
 EVALUATIONS = Registry("evaluation", {"retrieval": "tasks.retrieval:RetrievalEvaluation"})

@@ -109,6 +109,15 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def gather_objects_on_main(value: Any) -> list[Any]:
+    """What every process passed, in rank order, on process 0; nothing on the others."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def broadcast_object(value: Any) -> Any:
     """What process 0 passed."""
     if world_size() == 1:

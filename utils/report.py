@@ -139,13 +139,14 @@ def _result_section(metrics: dict) -> str:
             row[:4] + [_cell(median.get("img"))] + row[4:] + [_cell(median.get("txt"))]
             for row, median in zip(rows, medians)
         ]
-    rows = [[_named(row[0])] + row[1:] for row in rows]
+    rows = [[language_name(row[0])] + row[1:] for row in rows]
     table = html_table(f"Results on {split}", ["language"] + head, rows, groups=groups, marked=apart)
     note = "Recall is in percent; the median rank counts from 1." if groups else ""
     return f'<div class="panel">{table}</div><p class="note">{note}</p>'
 
 
-def _named(language: str) -> str:
+def language_name(language: str) -> str:
+    """`German (de)`, or the code itself where it is unknown."""
     return f"{LANGUAGE_NAMES[language]} ({language})" if language in LANGUAGE_NAMES else language
 
 
@@ -162,7 +163,9 @@ def _language_section(metrics: dict) -> str:
     for k in (1, 10):
         keys = (f"img_r{k}", f"txt_r{k}")
         level = Reference("chance", [chance[key] for key in keys]) if all(key in chance for key in keys) else None
-        values = [(_named(name), [row[key] for key in keys]) for name, row in rows if all(key in row for key in keys)]
+        values = [
+            (language_name(name), [row[key] for key in keys]) for name, row in rows if all(key in row for key in keys)
+        ]
         if values:
             charts.append(
                 bar_chart(f"R@{k} in percent", ["text to image", "image to text"], values, top=100, reference=level)
