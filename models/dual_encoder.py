@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import Temperature
 from models.image_encoder import ImageEncoder
 from models.packing import Packing
+from models.projection import Projection
 from models.text_encoder import TextEncoder, TextState
 
 Projections = Literal["both", "image", "none"]
@@ -45,6 +44,7 @@ class DualEncoder(nn.Module):
         shared_projection: bool,
         temperature: Temperature | None,
         projections: Projections = "both",
+        projection_form: Projection.Config | None = None,
     ) -> None:
         super().__init__()
         if shared_projection and image_encoder.width != text_encoder.width:
@@ -53,10 +53,12 @@ class DualEncoder(nn.Module):
                 f"found image {image_encoder.width}, text {text_encoder.width}"
             )
         self.image_encoder, self.text_encoder, self.temperature = image_encoder, text_encoder, temperature
-        self.text_projection = nn.Linear(text_encoder.width, embed_dim) if projections == "both" else None
-        self.image_projection = None
+        self.projection_form = form = projection_form or Projection.Config()
+        self.text_projection = self.image_projection = None
+        if projections == "both":
+            self.text_projection = Projection.build(form, text_encoder.width, embed_dim)
         if projections != "none" and not shared_projection:
-            self.image_projection = nn.Linear(image_encoder.width, embed_dim)
+            self.image_projection = Projection.build(form, image_encoder.width, embed_dim)
         for tower in (image_encoder, text_encoder):
             if tower.config.is_frozen:
                 tower.requires_grad_(False)
@@ -70,18 +72,25 @@ class DualEncoder(nn.Module):
         """images (M, 3, H, W), uint8 or normalised floats."""
         tokens = self.image_encoder(images)
         projection = self.image_projection or self.text_projection
-        return ImageState(tokens, None if projection is None else _unit(projection(tokens[:, 0])))
+        if projection is None:
+            return ImageState(tokens)
+        return ImageState(tokens, Projection.finish(self.projection_form, projection(tokens[:, 0])))
 
-    def encode_text(self, ids: Tensor, lengths: Sequence[int] | Packing) -> TextState:
-        """ids (T, L) padded on the right; lengths on the host, or a packing that is known already."""
+    def encode_text(
+        self,
+        ids: Tensor,
+        lengths: Sequence[int] | Packing,
+        change_projected: Callable[[Tensor], Tensor] | None = None,
+    ) -> TextState:
+        """ids (T, L) padded on the right; lengths on the host, or a packing that is known already.
+
+        change_projected is applied to the projected vectors (T, E) before they get their length.
+        """
         encoder = self.text_encoder
         state = encoder.encode_packed(ids, lengths) if isinstance(lengths, Packing) else encoder(ids, lengths)
         if self.text_projection is not None:
-            state.embed = _unit(self.text_projection(encoder.pool(state)))
+            projected = self.text_projection(encoder.pool(state))
+            if change_projected is not None:
+                projected = change_projected(projected)
+            state.embed = Projection.finish(self.projection_form, projected)
         return state
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in single precision whatever the autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.normalize(x.float(), dim=-1)

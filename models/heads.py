@@ -63,6 +63,9 @@ class Temperature(nn.Module):
         minimum: float = 0.001
         maximum: float = 0.5
         is_clamped: bool = True
+        # `stored`: training clamps the number itself (CCLM); `used`: it drifts freely, but what lies outside the range
+        # divides as its nearest end and gets no gradient (ZeroVL).
+        clamps: Literal["stored", "used"] = "stored"
         is_learned: bool = True
 
         def __post_init__(self) -> None:
@@ -77,7 +80,9 @@ class Temperature(nn.Module):
         self.value = nn.Parameter(torch.tensor(config.initial), requires_grad=config.is_learned)
 
     def forward(self) -> Tensor:
-        """The temperature (); in training the stored number is clamped in place first, as CCLM's pre-training does."""
+        """The temperature (), within its range as the config says."""
+        if self.config.is_clamped and self.config.clamps == "used":
+            return self.value.clamp(self.config.minimum, self.config.maximum)
         if self.training and self.config.is_clamped:
             with torch.no_grad():
                 self.value.clamp_(self.config.minimum, self.config.maximum)

@@ -81,12 +81,14 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (M, 3, H, W): uint8 pixels, or floats that are normalised already. Returns tokens (M, 1 + N, D)."""
-        if images.dtype == torch.uint8:
-            images = (images - self.mean) / self.std
-        tokens = self._as_sequence(self.backbone.forward_features(images))
+        tokens = self._as_sequence(self.backbone.forward_features(self.normalise(images)))
         if self.global_token == "first":
             return tokens
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 pixels as normalised floats; floats are normalised already."""
+        return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
 
     def _as_sequence(self, feature_map: Tensor) -> Tensor:
         if feature_map.dim() == 3:

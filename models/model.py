@@ -13,6 +13,7 @@ from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder, Projections
 from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
 from models.packing import Packing, read_positions, select_texts
+from models.projection import Projection
 from models.text_encoder import TextState
 from models.transformer import KeyValue
 
@@ -29,6 +30,7 @@ class Model(DualEncoder):
         shared_projection: bool = False
         # What is projected into the common space; without `both` there is no temperature either.
         projections: Projections = "both"
+        projection_form: Projection.Config = field(default_factory=Projection.Config)
         temperature: Temperature.Config = field(default_factory=Temperature.Config)
         has_match_head: bool = True  # where there is a fusion stack
         classifier: ClassifierConfig | None = None
@@ -54,6 +56,7 @@ class Model(DualEncoder):
             shared_projection=config.shared_projection,
             temperature=Temperature(config.temperature) if config.projections == "both" else None,
             projections=config.projections,
+            projection_form=config.projection_form,
         )
         self.config = config
         width = text_encoder.width
