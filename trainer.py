@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from optim import OptimConfig, counted_updates, freeze, make_optimizer, set_learning_rate
 from scheduler import ScheduleConfig, learning_rate_factor
+from utils.decoupled import Replay, decoupled_backward
 from utils.distributed import STOPPED_STATUS, any_true, is_main, rank, world_size
 from utils.logger import MetricsFile, TensorBoardSink, WandbSink, flat_numbers, progress_bar
 from utils.meters import Meter
@@ -38,6 +39,8 @@ class TrainConfig:
     epochs: int = 1
     max_steps: int = 0  # 0: as many as the epochs have
     accumulate: int = 1  # batches per step
+    # One contrastive batch of all `accumulate` batches, at the memory of one of them (utils/decoupled.py).
+    accumulate_decoupled: bool = False
     precision: Precision = "fp32"
     clip_norm: float = 0.0  # 0: no clipping
     log_every_steps: int = 50
@@ -59,6 +62,8 @@ class TrainConfig:
         for name in ("epochs", "accumulate", "log_every_steps", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.accumulate_decoupled and self.wrap == "fsdp2":
+            raise ValueError("accumulate_decoupled replays batches under DDP; allowed for wrap: ddp, none")
         not_negative = ("max_steps", "clip_norm", "eval_every_epochs", "eval_every_steps", "first_evaluation_epoch")
         for name in (*not_negative, "save_every_epochs", "save_every_steps"):
             if getattr(self, name) < 0:
@@ -86,7 +91,8 @@ class Trainer:
         if config.compile:
             task.compile()
         fresh = task.fresh_parameters()
-        self.wrapped = wrap_module(task, config.wrap, device, find_unused=config.find_unused_parameters)
+        trained = Replay(task) if config.accumulate_decoupled else task
+        self.wrapped = wrap_module(trained, config.wrap, device, find_unused=config.find_unused_parameters)
         self.parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(task, optim, fresh)
         self.loader = task.train_loader(rank(), world_size())
@@ -160,6 +166,9 @@ class Trainer:
 
     def sub_step(self, batches: Iterator[Any]) -> Tensor:
         """One update; the norm () of its gradient before clipping."""
+        if self.config.accumulate_decoupled:
+            self.decoupled_backward(batches)
+            return self.update()
         for k in range(self.config.accumulate):
             waiting = time.perf_counter()
             batch = next(batches)
@@ -172,6 +181,22 @@ class Trainer:
                 (loss * self.loss_scale.scale / self.config.accumulate).backward()
             self.meter.add(parts, batch, waited)
         return self.update()
+
+    def decoupled_backward(self, batches: Iterator[Any]) -> None:
+        """Gradients of `accumulate` batches as one."""
+        waiting = time.perf_counter()
+        taken = [next(batches) for _ in range(self.config.accumulate)]
+        waited = time.perf_counter() - waiting
+        parts = decoupled_backward(
+            self.wrapped,
+            self.task,
+            taken,
+            device=self.device,
+            autocast=lambda: autocast(self.config.precision, self.device),
+            scale=self.loss_scale.scale,
+        )
+        for batch in taken:
+            self.meter.add(parts, batch, waited / len(taken))
 
     def update(self) -> Tensor:
         """Apply the gradients if they are finite on all ranks, and forget them; their norm ()."""

@@ -60,6 +60,22 @@ class Config:
         if "mlm" in self.objectives and not self.model.has_masked_language_head:
             raise ValueError("objectives.mlm needs model.has_masked_language_head: true")
 
+        check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)
+
+
+def check_embedding_objectives(objectives: dict[str, Any], is_decoupled: bool) -> None:
+    """ValueError where mixup or decoupled accumulation meets an objective that they cannot serve."""
+    if "mixup" in (objective.name for objective in objectives.values()) and len(objectives) > 1:
+        raise ValueError(
+            f"objectives.mixup mixes what every objective would see and must stand alone; found {', '.join(objectives)}"
+        )
+    unfit = [name for name, objective in objectives.items() if not objective.reads_embeddings_only]
+    if is_decoupled and unfit:
+        raise ValueError(
+            "train.accumulate_decoupled needs objectives of embeddings alone (itc, one_to_k, nce, mixup); found "
+            + ", ".join(unfit)
+        )
+
 
 def load_settings(path: str | os.PathLike) -> Config:
     """The configuration in one of our files."""

@@ -6,6 +6,8 @@ OBJECTIVES = Registry(
     "objective",
     {
         "itc": "objectives.contrastive:Contrastive",
+        "nce": "objectives.contrastive:PairContrastive",
+        "mixup": "objectives.mixup:CoinFlipMixup",
         "one_to_k": "objectives.contrastive:OneToK",
         "itm": "objectives.matching:HardNegativeMatching",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",

@@ -23,13 +23,14 @@ class Positives:
     column they share.
 
     With `is_exclusive` each positive of a row is compared with the negatives alone; otherwise the positives of a row
-    compete.
+    compete. `smoothing` is the share of the target that all columns (of a row) and all rows (of a column) get evenly.
     """
 
     row_id: Tensor
     column_id: Tensor
     is_mean: bool = True
     is_exclusive: bool = False
+    smoothing: float = 0.0
 
     def matrix(self, part: slice) -> Tensor:
         """Which columns are right for the rows of `part`: (C, T) bool."""
@@ -42,7 +43,13 @@ class Positives:
 
 
 def contrastive_losses(
-    rows: Tensor, columns: Tensor, temperature: Tensor, positives: Positives, *, is_sharded: bool = False
+    rows: Tensor,
+    columns: Tensor,
+    temperature: Tensor,
+    positives: Positives,
+    *,
+    is_sharded: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Row loss (every row seeks its columns) and column loss (every column seeks its rows), both ().
 
@@ -50,21 +57,25 @@ def contrastive_losses(
     temperature. Row loss = mean over rows of sum over positives j of w (log sum_k exp s_ik - s_ij); the column loss
     is the same for s^T.
 
-    is_sharded: every rank holds other rows and all columns. Losses and gradients are then this rank's share times the
-    number of ranks, so that their mean over ranks is the loss, and the gradient, of the whole matrix.
+    is_sharded: every rank (of the group) holds other rows and all columns. Losses and gradients are then this rank's
+    share times the number of ranks, so that their mean over ranks is the loss, and the gradient, of the whole matrix.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        return _Contrastive.apply(rows.float(), columns.float(), temperature.float(), positives, is_sharded)
+        if not is_sharded:
+            return _Contrastive.apply(rows.float(), columns.float(), temperature.float(), positives, None)
+        ranks = dist.group.WORLD if group is None else group
+        return _Contrastive.apply(rows.float(), columns.float(), temperature.float(), positives, ranks)
 
 
 class _Contrastive(torch.autograd.Function):
     """One pass of matrix products forward (similarities), three backward (similarities, both gradients)."""
 
     @staticmethod
-    def forward(ctx, rows, columns, temperature, positives, is_sharded):
+    def forward(ctx, rows, columns, temperature, positives, ranks):
         row_normaliser, row_loss = rows.new_empty(len(rows)), rows.new_zeros(())
         largest = columns.new_full((len(columns),), torch.finfo(columns.dtype).min)
-        exponentials, positive_score, positive_count = (torch.zeros_like(largest) for _ in range(3))
+        exponentials, positive_score, positive_count, score_sum = (torch.zeros_like(largest) for _ in range(4))
+        smoothing = positives.smoothing
         for part in _chunks(rows, columns):
             scores, right = _scores(rows[part], columns, temperature), positives.matrix(part)
             positive_count += right.sum(dim=0)
@@ -76,22 +87,29 @@ class _Contrastive(torch.autograd.Function):
             row_normaliser[part] = competing.logsumexp(dim=1)
             below = row_normaliser[part, None] - scores
             below = F.softplus(below) if positives.is_exclusive else below
-            row_loss += (below * right * positives.row_weight(right)).sum()
-        own_columns = positive_score, positive_count, exponentials, largest
-        positive_score, positive_count, column_normaliser = _finish_columns(*own_columns, is_sharded)
-        has_positive = positive_count > 0
+            row_loss += (below * right * positives.row_weight(right)).sum() * (1 - smoothing)
+            if smoothing:
+                row_loss += smoothing * (row_normaliser[part] - scores.mean(dim=1)).sum()
+                score_sum += scores.sum(dim=0)
+        sums = torch.stack([positive_score, positive_count, score_sum])  # (3, T)
+        (positive_score, positive_count, score_sum), column_normaliser = _finish_columns(
+            sums, exponentials, largest, ranks
+        )
+        num_rows = _total(rows.new_tensor(float(len(rows))), ranks)
         # Every rank holds the whole column loss; its mean over ranks is itself.
-        column_loss = ((column_normaliser - positive_score / positive_count.clamp_min(1)) * has_positive).mean()
-        num_rows = _total(rows.new_tensor(float(len(rows))), is_sharded)
-        ctx.save_for_backward(rows, columns, temperature, row_normaliser, column_normaliser, positive_count)
-        ranks = dist.get_world_size() if is_sharded else 1
-        ctx.positives, ctx.row_scale, ctx.column_scale = positives, ranks / num_rows, ranks / len(columns)
+        below = (column_normaliser - positive_score / positive_count.clamp_min(1)) * (positive_count > 0)
+        column_loss = below.mean() * (1 - smoothing) + smoothing * (column_normaliser - score_sum / num_rows).mean()
+        ctx.save_for_backward(rows, columns, temperature, row_normaliser, column_normaliser, positive_count, num_rows)
+        num_ranks = 1 if ranks is None else dist.get_world_size(ranks)
+        ctx.positives, ctx.row_scale, ctx.column_scale = positives, num_ranks / num_rows, num_ranks / len(columns)
         return row_loss * ctx.row_scale, column_loss
 
     @staticmethod
     def backward(ctx, grad_row_loss, grad_column_loss):
-        rows, columns, temperature, row_normaliser, column_normaliser, positive_count = ctx.saved_tensors
-        row_scale, column_scale = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
+        rows, columns, temperature, row_normaliser, column_normaliser, positive_count, num_rows = ctx.saved_tensors
+        smoothing = ctx.positives.smoothing
+        smooth_row, smooth_column = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
+        row_scale, column_scale = smooth_row * (1 - smoothing), smooth_column * (1 - smoothing)
         column_total = column_scale * (positive_count > 0)  # (T,)
         column_weight = column_scale / positive_count.clamp_min(1)  # (T,)
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
@@ -102,6 +120,9 @@ class _Contrastive(torch.autograd.Function):
             gradient = (scores - column_normaliser).exp_().mul_(column_total)
             gradient += _row_gradient(scores, right, row_weight, row_normaliser[part, None], ctx.positives.is_exclusive)
             gradient -= right * column_weight
+            if smoothing:
+                gradient += smoothing * smooth_row * ((scores - row_normaliser[part, None]).exp_() - 1 / len(columns))
+                gradient += smoothing * smooth_column * ((scores - column_normaliser).exp_() - 1 / num_rows)
             grad_temperature -= (gradient * scores).sum() / temperature
             grad_rows[part] = (gradient @ columns).div_(temperature)
             grad_columns.addmm_(gradient.T, rows[part])
@@ -120,17 +141,15 @@ def _row_gradient(scores: Tensor, right: Tensor, weight: Tensor, normaliser: Ten
 
 
 def _finish_columns(
-    positive_score: Tensor, positive_count: Tensor, exponentials: Tensor, largest: Tensor, is_sharded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the rows of all ranks: score and number of the positives, log-normaliser; each (T,)."""
-    if is_sharded:
+    sums: Tensor, exponentials: Tensor, largest: Tensor, ranks: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Over the rows of all ranks: the sums (3, T) and the log-normaliser (T,)."""
+    if ranks is not None:
         highest = largest.clone()
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=ranks)
         exponentials, largest = exponentials * (largest - highest).exp(), highest
-        positive_score, positive_count, exponentials = _total(
-            torch.stack([positive_score, positive_count, exponentials]), True
-        )
-    return positive_score, positive_count, largest + exponentials.log()
+        *sums, exponentials = _total(torch.cat([sums, exponentials[None]]), ranks)
+    return sums, largest + exponentials.log()
 
 
 def _chunks(rows: Tensor, columns: Tensor) -> list[slice]:
@@ -142,7 +161,7 @@ def _scores(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
     return (rows @ columns.T).div_(temperature)  # (C, T)
 
 
-def _total(x: Tensor, is_sharded: bool) -> Tensor:
-    if is_sharded:
-        dist.all_reduce(x)
+def _total(x: Tensor, ranks: dist.ProcessGroup | None) -> Tensor:
+    if ranks is not None:
+        dist.all_reduce(x, group=ranks)
     return x

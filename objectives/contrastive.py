@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from objectives.chunked_contrastive import Positives, contrastive_losses
 from objectives.step import ObjectiveConfig, Step
-from utils.distributed import gather_rows, world_size
+from utils.distributed import gather_rows, rank, rank_group, world_size
 
-Gather = Literal["exact", "local_slice", "none"]
+Gather = Literal["exact", "local_slice", "constant", "none"]
 
 
 def gathered_contrastive_losses(
@@ -25,6 +25,8 @@ def gathered_contrastive_losses(
     gather: Gather,
     is_mean: bool = True,
     is_exclusive: bool = False,
+    smoothing: float = 0.0,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image losses over the batch of all ranks; image (M, E), text (T, E) are this rank's
     unit vectors.
@@ -32,47 +34,114 @@ def gathered_contrastive_losses(
     gather `exact`: each rank computes the rows of its own images, and the mean of gradients over ranks is the
     gradient of the whole batch. `local_slice`: each rank computes everything and keeps only the gradient of its own
     vectors, as the originals do: after averaging, 1/R of the true gradient for everything but the temperature.
-    `none`: this rank's batch alone.
+    `constant`: each rank computes the rows of its own vectors against all others, which get no gradient: images learn
+    from image-to-text alone. `none`: this rank's batch alone. With a group_size, `exact` and `constant` see the batch
+    of so many neighbouring ranks.
     """
-    options = {"is_mean": is_mean, "is_exclusive": is_exclusive}
+    options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing}
+    group = rank_group(group_size)
+    if gather == "constant":
+        image_to_text = _rows_against_constants(image, text, temperature, image_id, text_id, group, options)
+        return image_to_text, _rows_against_constants(text, image, temperature, text_id, image_id, group, options)
     if gather == "none" or world_size() == 1:
         return contrastive_losses(image, text, temperature, Positives(image_id, text_id, **options))
-    all_text, all_text_id = gather_rows(text, gather), gather_rows(text_id, "none")
+    all_text, all_text_id = gather_rows(text, gather, group=group), gather_rows(text_id, "none", group=group)
     if gather == "exact":
         return contrastive_losses(
-            image, all_text, temperature, Positives(image_id, all_text_id, **options), is_sharded=True
+            image, all_text, temperature, Positives(image_id, all_text_id, **options), is_sharded=True, group=group
         )
     all_image, all_image_id = gather_rows(image, gather), gather_rows(image_id, "none")
     return contrastive_losses(all_image, all_text, temperature, Positives(all_image_id, all_text_id, **options))
 
 
-class Contrastive:
+def _rows_against_constants(
+    rows: Tensor, columns: Tensor, temperature: Tensor, row_id: Tensor, column_id: Tensor, group: Any, options: dict
+) -> Tensor:
+    """The loss () of this rank's rows over the columns of all ranks, which are constants."""
+    every, every_id = gather_rows(columns, "none", group=group), gather_rows(column_id, "none", group=group)
+    return contrastive_losses(rows, every, temperature, Positives(row_id, every_id, **options))[0]
+
+
+class EmbeddingObjective:
+    """An objective of the embeddings and of who belongs together, which a wrapper may say otherwise."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """The loss ()."""
+        return self.loss(step, *self.ids(step))
+
+    def ids(self, step: Step) -> tuple[Tensor, Tensor]:
+        """(M,) and (T,): a text is right for an image where these are equal."""
+        return step.batch.image_id, step.text_id
+
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+        """The loss () with these ids."""
+        raise NotImplementedError
+
+
+class Contrastive(EmbeddingObjective):
     """Image-text contrastive loss; every text of the same picture is right, and right answers share the target (CCLM,
     CCRK eq. ITC).
     """
 
     @dataclass
     class Config(ObjectiveConfig):
+        reads_embeddings_only: ClassVar[bool] = True
         name: str = "itc"
         gather: Gather = "exact"
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def __call__(self, step: Step) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+        """Mean of both directions."""
+        embeds = step.images.embed, step.texts.embed
+        sides = gathered_contrastive_losses(*embeds, step.temperature, image_id, text_id, gather=self.config.gather)
+        return sum(sides) / 2
+
+
+class PairContrastive(EmbeddingObjective):
+    """Symmetric InfoNCE in which only the pair itself is right, however often the batch shows the picture (ZeroVL's
+    NCE).
+    """
+
+    @dataclass
+    class Config(ObjectiveConfig):
+        reads_embeddings_only: ClassVar[bool] = True
+        name: str = "nce"
+        gather: Gather = "exact"
+        smoothing: float = 0.0
+        group_size: int = 0  # neighbouring processes that see each other's pairs; 0: all
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.smoothing < 1 or self.group_size < 0:
+                found = f"{self.smoothing} and {self.group_size}"
+                raise ValueError(f"smoothing must be in [0, 1) and group_size not negative, found {found}")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def ids(self, step: Step) -> tuple[Tensor, Tensor]:
+        """A number for every image of all ranks."""
+        image_id = torch.arange(len(step.images.embed), device=step.text_id.device) + (rank() << 40)
+        return image_id, image_id[step.batch.image_of_text]
+
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """Mean of both directions."""
         sides = gathered_contrastive_losses(
             step.images.embed,
             step.texts.embed,
             step.temperature,
-            step.batch.image_id,
-            step.text_id,
+            image_id,
+            text_id,
             gather=self.config.gather,
+            smoothing=self.config.smoothing,
+            group_size=self.config.group_size,
         )
         return sum(sides) / 2
 
 
-class OneToK:
+class OneToK(EmbeddingObjective):
     """Every image against all its K captions at once (CCRK, arXiv 2406.18254).
 
     (L_i2t + L_t2i) / 2 / divisor. L_i2t sums over the K captions of an image; `divisor` 0 stands for the mean number
@@ -82,6 +151,7 @@ class OneToK:
 
     @dataclass
     class Config(ObjectiveConfig):
+        reads_embeddings_only: ClassVar[bool] = True
         name: str = "one_to_k"
         gather: Gather = "exact"
         divisor: float = 0.0
@@ -90,21 +160,21 @@ class OneToK:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def __call__(self, step: Step) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """The loss (); texts need not have the same number of captions per image."""
         image_to_text, text_to_image = gathered_contrastive_losses(
             step.images.embed,
             step.texts.embed,
             step.temperature,
-            step.batch.image_id,
-            step.text_id,
+            image_id,
+            text_id,
             gather=self.config.gather,
             is_mean=False,
             is_exclusive=self.config.is_exclusive,
         )
         divisor = self.config.divisor
         if divisor == 0:
-            divisor = len(step.text_id) / len(step.batch.image_id)
+            divisor = len(text_id) / len(image_id)
         return (image_to_text + text_to_image) / 2 / (divisor if divisor > 0 else 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ FLOOR = 1e-5
 @dataclass
 class ObjectiveConfig:
     """What every objective has: its weight in the sum, and the steps that it takes part in."""
+
+    # Whether embeddings are all that it reads, so that train.accumulate_decoupled can serve it.
+    reads_embeddings_only: ClassVar[bool] = False
 
     weight: float = 1.0
     first_step: int = 0
@@ -37,6 +40,21 @@ class ObjectiveConfig:
         return self.first_step == 0 and self.every_steps == 1
 
 
+@dataclass(frozen=True)
+class Mix:
+    """A step's mixup: every image, or every text, is `share` itself and 1 - share its counterpart in the (micro-)batch.
+
+    Row m meets row M - 1 - m.
+    """
+
+    share: float
+    is_image: bool
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows (n, ...) mixed with themselves in reversed order."""
+        return self.share * rows + (1 - self.share) * rows.flip(0)
+
+
 @dataclass
 class Step:
     """images (tokens (M, N, D), embed (M, E)) and texts (packed, embed (T, E)) of one batch, image-major.
@@ -50,6 +68,7 @@ class Step:
     images: Any
     texts: Any
     positive_choice: PositiveChoice = "probability"
+    mix: Mix | None = None
 
     @cached_property
     def temperature(self) -> Tensor:
@@ -59,6 +78,11 @@ class Step:
     def image_keys(self) -> list[Any]:
         """Keys and values of all images for every fusion layer, projected once."""
         return self.model.project_images(self.images.tokens)
+
+    @cached_property
+    def part_sizes(self) -> list[tuple[int, int]]:
+        """Images and texts of every micro-batch."""
+        return getattr(self.batch, "part_sizes", None) or [(len(self.images.embed), len(self.texts.embed))]
 
     @cached_property
     def text_id(self) -> Tensor:

@@ -4,6 +4,9 @@ system.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +17,8 @@ from dataset.data import Data
 from models.model import Model
 from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
-from objectives.step import Step
+from objectives.mixup import CoinFlipMixup
+from objectives.step import Mix, Step
 from tasks.retrieval import RetrievalEvaluation
 from tasks.task import Task
 
@@ -30,6 +34,7 @@ class ImageText(Task):
         self.objectives = {name: OBJECTIVES.load(name)(config) for name, config in objectives.items()}
         self.data, self.evaluation = data, evaluation
         self.num_steps = 0
+        self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
         matching = objectives.get("itm")
         self.positive_choice = matching.positive_text if matching is not None else "uniform"
 
@@ -45,11 +50,39 @@ class ImageText(Task):
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Weighted losses by objective."""
-        images = self.model.encode_image(batch.images)
-        texts = self.model.encode_text(batch.texts.ids, batch.texts.lengths)
-        step = Step(self.model, batch, images, texts, self.positive_choice)
+        return self.losses(self.encode(batch))
+
+    def encode(self, batch: ImageTextBatch) -> Step:
+        """Images and texts of a batch after the towers, mixed where the step mixes them."""
+        mix = self.draw_mix()
+        if mix is None or not mix.is_image:
+            images = self.model.encode_image(batch.images)
+        else:
+            images = self.model.encode_image(mix(self.model.image_encoder.normalise(batch.images)))
+        mix_texts = None if mix is None or mix.is_image else mix
+        texts = self.model.encode_text(batch.texts.ids, batch.texts.lengths, mix_texts)
+        return Step(self.model, batch, images, texts, self.positive_choice, mix)
+
+    def draw_mix(self) -> Mix | None:
+        """What the coming step mixes."""
+        is_due = self.training and self.mixup is not None and self.mixup.config.is_due(self.num_steps)
+        return self.mixup.draw(self.num_steps) if is_due else None
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Weighted losses of the objectives whose turn it is."""
         due = {name: each for name, each in self.objectives.items() if each.config.is_due(self.num_steps)}
         return {name: objective(step) * objective.config.weight for name, objective in due.items()}
+
+    def embed(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """Embeddings of images (M, E) and texts (T, E)."""
+        step = self.encode(batch)
+        return {"image": step.images.embed, "text": step.texts.embed}
+
+    def joint_losses(self, batches: Sequence[ImageTextBatch], embeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted losses by objective of all micro-batches as one batch."""
+        joint = join_batches(batches, embeds["image"].device)
+        images, texts = (SimpleNamespace(embed=embeds[side]) for side in ("image", "text"))
+        return self.losses(Step(self.model, joint, images, texts, self.positive_choice, self.draw_mix()))
 
     def after_step(self) -> None:
         """Count the step: objectives may begin later or take part in some steps only."""
@@ -79,6 +112,25 @@ class ImageText(Task):
         """Cross-attention, projections, match head and temperature: in no public tower."""
         beginnings = ("model.image_projection", "model.text_projection", "model.match_head", "model.temperature")
         return {n for n, _ in self.named_parameters() if n.startswith(beginnings) or ".cross_attention." in n}
+
+
+@dataclass
+class JointBatch:
+    """What contrastive losses need to know of micro-batches as one batch (see ImageTextBatch); part_sizes: images and
+    texts of each.
+    """
+
+    image_id: Tensor
+    image_of_text: Tensor
+    part_sizes: list[tuple[int, int]]
+
+
+def join_batches(batches: Sequence[ImageTextBatch], device: torch.device) -> JointBatch:
+    """The ids of all micro-batches, one after the other, on the device."""
+    sizes = [(batch.num_images, batch.num_texts) for batch in batches]
+    starts = torch.tensor([0] + [images for images, _ in sizes[:-1]]).cumsum(0).tolist()
+    of_text = torch.cat([batch.image_of_text + start for batch, start in zip(batches, starts, strict=True)])
+    return JointBatch(torch.cat([batch.image_id for batch in batches]).to(device), of_text.to(device), sizes)
 
 
 def check_tokenizer(data: Data, text: TextEncoder.Config) -> None:

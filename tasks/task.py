@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ class Task(nn.Module):
         """The weighted parts of the loss by name, () each; the trainer adds them up.
 
         Their gradients, averaged over ranks, are those of the whole batch.
+        """
+        raise NotImplementedError
+
+    def embed(self, batch: Any) -> dict[str, Tensor]:
+        """Rows by name that the losses of a whole batch need of a micro-batch (train.accumulate_decoupled)."""
+        raise NotImplementedError
+
+    def joint_losses(self, batches: Sequence[Any], embeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `forward` would return for all micro-batches as one batch; embeds holds the rows of `embed` of all of
+        them, one below the other. The batches lie on the host.
         """
         raise NotImplementedError
 

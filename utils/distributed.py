@@ -135,54 +135,83 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
-def row_counts(num_rows: int) -> list[int]:
+_GROUPS: dict[tuple[int, int], dist.ProcessGroup] = {}
+
+
+def rank_group(size: int) -> dist.ProcessGroup | None:
+    """The group of `size` neighbouring processes that this one belongs to; None, all of them, for size 0.
+
+    Called by all processes in the same order. The number of processes must be a multiple of the size.
+    """
+    ranks = world_size()
+    if size in (0, ranks) or ranks == 1:
+        return None
+    if ranks % size:
+        raise ValueError(f"{ranks} processes cannot be cut into groups of {size}")
+    if id(dist.group.WORLD) not in {world for world, _ in _GROUPS}:  # the groups of an earlier world are gone with it
+        _GROUPS.clear()
+    key = id(dist.group.WORLD), size
+    if key not in _GROUPS:
+        groups = [dist.new_group(list(range(start, start + size))) for start in range(0, ranks, size)]
+        _GROUPS[key] = groups[rank() // size]
+    return _GROUPS[key]
+
+
+def row_counts(num_rows: int, group: dist.ProcessGroup | None = None) -> list[int]:
     """Rows that every process holds, in rank order, exchanged over the host."""
     if world_size() == 1:
         return [num_rows]
-    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([num_rows]))
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, torch.tensor([num_rows]), group=group)
     return [int(count) for count in counts]
 
 
-def gather_rows(x: Tensor, gradient: Gradient = "exact", counts: list[int] | None = None) -> Tensor:
+def gather_rows(
+    x: Tensor,
+    gradient: Gradient = "exact",
+    counts: list[int] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """Rows of all processes in rank order: (n, ...) -> (sum of n, ...); the n may differ.
 
     gradient says what comes back to this process's rows: `exact` the sum over processes of the gradients of its rows,
     `local_slice` only what this process's own loss says of its own rows (as the published systems do), `none` nothing.
-    Pass `counts` from `row_counts` where several tensors have the same rows, to exchange them once.
+    Pass `counts` from `row_counts` where several tensors have the same rows, to exchange them once. With a `group` from
+    `rank_group` the rows of that group only.
     """
     if world_size() == 1:
         return x.detach() if gradient == "none" else x
-    counts = row_counts(x.shape[0]) if counts is None else counts
+    counts = row_counts(x.shape[0], group) if counts is None else counts
     if gradient == "none":
-        return _all_gather(x.detach(), counts)
-    return _GatherRows.apply(x, counts, gradient == "exact")
+        return _all_gather(x.detach(), counts, group)
+    return _GatherRows.apply(x, counts, gradient == "exact", group)
 
 
-def _all_gather(x: Tensor, counts: list[int]) -> Tensor:
+def _all_gather(x: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
     most = max(counts)
     padded = x.contiguous()
     if x.shape[0] < most:  # collectives want equal shapes
         padded = torch.cat([x, x.new_zeros(most - x.shape[0], *x.shape[1:])])
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], is_summed: bool) -> Tensor:
-        ctx.start = sum(counts[: rank()])
+    def forward(ctx: Any, x: Tensor, counts: list[int], is_summed: bool, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        ctx.start = sum(counts[: dist.get_rank(group)])
         ctx.num_rows = x.shape[0]
         ctx.is_summed = is_summed
-        return _all_gather(x, counts)
+        return _all_gather(x, counts, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.is_summed:
             grad = grad.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(grad)
-        return grad[ctx.start : ctx.start + ctx.num_rows], None, None
+            dist.all_reduce(grad, group=ctx.group)
+        return grad[ctx.start : ctx.start + ctx.num_rows], None, None, None
 
 
 @dataclass
