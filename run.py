@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
         if arguments.dry_run:
             print(as_yaml(config), end="")
             return 0
+        if not is_worker():
+            prepare_data(config, is_evaluation=arguments.evaluate)
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
         choose_devices(plan.processes)
@@ -160,6 +162,13 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared among {num_processes} processes")
     check_remote(arguments.output_hdfs)
     return plan, config
+
+
+def prepare_data(config: Config, *, is_evaluation: bool) -> None:
+    """Make files that are made once, before several processes wait for them."""
+    from dataset.data import SPLITS, prepare_files
+
+    prepare_files(config.data, ("test",) if is_evaluation else SPLITS, say)
 
 
 def find_processes(arguments: argparse.Namespace) -> Processes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -22,6 +24,17 @@ from dataset.text import SkipgramMasker, load_tokenizer
 from dataset.transforms import AugmentedCrop, Resize
 
 THUMBNAIL_SIZE = 96
+SPLITS = ("train", "val", "test")
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class PreparesFiles(Protocol):
+    """A data section that can make its files out of what was downloaded."""
+
+    def prepare(self, notify: Callable[[str], None]) -> None:
+        """Make what is absent; FileNotFoundError says what that would need."""
 
 
 @dataclass
@@ -58,6 +71,13 @@ class DataConfig:
             raise ValueError(f"max_bad_share must be in [0, 1], found {self.max_bad_share}")
 
 
+def prepare_files(config: DataConfig, splits: Sequence[str], notify: Callable[[str], None]) -> None:
+    """Make the files of these splits that a data set makes for itself; nothing to do where all are there."""
+    for section in (getattr(config, split) for split in splits):
+        if isinstance(section, PreparesFiles):
+            section.prepare(notify)
+
+
 class Data:
     """The parts of a data section, built when they are asked for; a wrong tokenizer or file name shows at once."""
 
@@ -67,8 +87,9 @@ class Data:
         self._galleries: dict[str, dict[str, list[Gallery]]] = {}
         self._places: dict[str, tuple[ImageReader, int]] = {}
 
-    def check(self, splits: tuple[str, ...] = ("train", "val", "test")) -> None:
-        """Raise if a file that these splits name does not exist."""
+    def check(self, splits: tuple[str, ...] = SPLITS) -> None:
+        """Raise if a file that these splits name does not exist and cannot be made."""
+        prepare_files(self.config, splits, log.info)
         files = Preprocessing(self.tokenizer, None).files
         for section in filter(None, (getattr(self.config, split) for split in splits)):
             by_language = section.files if isinstance(section.files, dict) else {"": section.files}

@@ -239,7 +239,10 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
             if inside == [path]:
                 files.stamp(path)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: no such data file or folder") from error
+            zipped = f"{path}.zip::{path.rpartition('/')[2]}"  # as IGLUE's larger files come
+            if not files.exists(zipped):
+                raise FileNotFoundError(f"{path}: no such data file or folder") from error
+            inside = [zipped]
         except OSError as error:
             raise DataError(f"{path}: cannot be listed; {error}") from error
         kept = [name for name in inside if IGNORED_NAME not in Path(name).name and not Path(name).name.startswith(".")]

@@ -5,6 +5,7 @@ Three layouts are known: {caption, image, image_id} (Multi30K, MSCOCO), xFlickr&
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from dataset.samples import (
     read_image,
     stable_id,
 )
+from dataset.wit import join_if_absent
 
 UNKNOWN_LANGUAGE = "und"
 
@@ -223,6 +225,17 @@ class WitLines(ImageTextPairs):
     @dataclass
     class Config(PairsConfig):
         name: str = "wit"
+        # What the files are joined from where they are absent: IGLUE's annotations and Kaggle's pixel files.
+        annotation_root: str = "iglue/datasets/wit"
+        train_pixels: str = "images/image_data_train/image_pixels"
+        test_pixels: str = "images/wit_test"
+
+        def prepare(self, notify: Callable[[str], None]) -> None:
+            """Join the files that are absent."""
+            files = [path for paths in self.files_by_language().values() for path in paths]
+            for is_test, pixels in ((False, self.train_pixels), (True, self.test_pixels)):
+                own = [path for path in files if ("test" in path.rpartition("/")[2]) == is_test]
+                join_if_absent(own, self.annotation_root, pixels, notify)
 
         def read(self, record: dict[str, Any]) -> Entry:
             url = _as_text(field_of(record, "image_url"), "image_url")
