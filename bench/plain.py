@@ -26,11 +26,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: T
 
 
 def layer(
-    block: nn.Module, x: Tensor, mask: Tensor, image: Tensor | None = None, key_value: nn.Module | None = None
+    block: nn.Module,
+    x: Tensor,
+    mask: Tensor,
+    image: Tensor | None = None,
+    *,
+    image_mask: Tensor | None = None,
+    key_value: nn.Module | None = None,
 ) -> Tensor:
     """One layer on padded texts x (B, L, D), mask (B, L); image (B, N, V) is projected anew for every text.
 
-    key_value: the projection of another layer, where it is shared.
+    key_value: the projection of another layer, where it is shared. image_mask (B, N): without it all are real.
     """
     own = block.attention
     query, key, value = own.qkv(x).chunk(3, dim=-1)
@@ -38,7 +44,8 @@ def layer(
     if image is not None:
         cross = block.cross_attention
         key, value = (key_value or cross.key_value)(image).chunk(2, dim=-1)
-        real = torch.ones(image.shape[:2], device=x.device)  # the originals add a mask of an image without padding, too
+        # The originals add a mask of an image without padding, too.
+        real = torch.ones(image.shape[:2], device=x.device) if image_mask is None else image_mask
         attended = attention(cross.query(x), key, value, cross.num_heads, real)
         x = cross.norm(x + cross.residual_dropout(cross.output(attended)))
     return block.feed_forward(x)
@@ -59,7 +66,7 @@ def fuse(model: Model, x: Tensor, mask: Tensor, *images: Tensor) -> Tensor:
     for number, block in enumerate(layers):
         place = number % len(images)
         key_value = layers[number - place].cross_attention.key_value
-        x = layer(block, x, mask, images[place], key_value)
+        x = layer(block, x, mask, images[place], key_value=key_value)
     return x
 
 
@@ -75,6 +82,21 @@ def embed_text(model: Model, x: Tensor, mask: Tensor) -> Tensor:
 def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
     """Logits of every (text, image) pair: (B, 2)."""
     return model.match_head(fuse(model, x, mask, image)[:, 0])
+
+
+def image_match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """Logits of every (image, text) pair from the stack whose queries are the image tokens (B, N, V): (B, 2)."""
+    queries = model.image_fusion_projection(image)
+    real = torch.ones(queries.shape[:2], device=x.device)
+    for block in model.image_fusion.layers:
+        queries = layer(block, queries, real, x, image_mask=mask)
+    return model.image_match_head(queries[:, 0])
+
+
+def match_probability(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """Mean over both stacks of the probability that a pair belongs together: (B,)."""
+    sides = match_logits(model, x, mask, image), image_match_logits(model, x, mask, image)
+    return sum(logits.softmax(dim=1)[:, 1] for logits in sides) / 2
 
 
 def word_loss(model: Model, ids: Tensor, mask: Tensor, image: Tensor, positions: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ def absent_part(name: str, model: dict[str, Any]) -> str:
     parts = {
         "masked_language_head.": (model.get("has_masked_language_head", False), "no masked-language head"),
         "text_fusion.": (has_fusion, "no fusion stack"),
+        "image_fusion": (bool(model.get("image_fusion")), "no image fusion stack"),
+        "image_match_head.": (bool(model.get("image_fusion")), "no image fusion stack"),
         "match_head.": (has_fusion and model.get("has_match_head", True), "no matching head"),
         "text_projection.": (projections == "both", "no projection of texts"),
         "image_projection.": (projections != "none", "no projection of images"),

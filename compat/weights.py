@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from compat import bert, cclm_weights, swin, vit
+from compat import bert, cclm_weights, r2d2_weights, swin, vit
 from compat.layout import State, Translation
 from compat.parts import fit_parts
 
 # Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
-SYSTEMS = {"cclm": cclm_weights}  # CCRK's weights are CCLM's
+SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights}  # CCRK's weights are CCLM's, PRD2's are R2D2's
 # What `--task export --to` may name: the system and its stage.
 EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
@@ -24,6 +24,8 @@ EXPORTS = {
     "cclm_nlvr_pretrain": ("cclm", "nlvr_pretrain"),
     "ccrk_pretrain": ("cclm", "pretrain"),
     "ccrk_finetune": ("cclm", "finetune"),
+    "r2d2": ("r2d2", "r2d2"),
+    "prd2": ("r2d2", "prd2"),
 }
 
 _OUR_PREFIX = "model."

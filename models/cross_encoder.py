@@ -1,9 +1,10 @@
-"""Fusion stack: text rows read images through cross-attention; an image's keys and values are projected once per
-layer.
+"""Fusion stack: text rows read images through cross-attention, or image rows texts; the keys and values of what is read
+are projected once per layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from models.transformer import KeyValue, Layer, Meeting, initialise
 
 class CrossEncoder(nn.Module):
     """A stack of layers with cross-attention on top of a text tower; queries are text rows, keys and values image
-    tokens.
+    tokens. R2D2's second stack has them the other way round: its "texts" are images, all of one length.
 
     With num_images I every layer stands I times in a row, for the first image of a text, the second and so on; the I
     copies share one projection to keys and values (CCLM for NLVR2).
@@ -32,10 +33,10 @@ class CrossEncoder(nn.Module):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} {getattr(self, name)} is too small; a fusion stack needs at least 1")
 
-    def __init__(self, config: Config, text: TextEncoder.Config, image_width: int) -> None:
+    def __init__(self, config: Config, text: TextEncoder.Config, key_width: int) -> None:
         super().__init__()
         self.width, self.num_images = text.width, config.num_images
-        copies = [text.layer(cross_width=image_width, projects_keys=copy == 0) for copy in range(config.num_images)]
+        copies = [text.layer(cross_width=key_width, projects_keys=copy == 0) for copy in range(config.num_images)]
         self.layers = nn.ModuleList(Layer(copy) for _ in range(config.num_layers) for copy in copies)
         initialise(self)
 
@@ -44,6 +45,10 @@ class CrossEncoder(nn.Module):
         first_copies = self.layers[:: self.num_images]
         keys = [layer.cross_attention.project(tokens, mask) for layer in first_copies]
         return [key for key in keys for _ in range(self.num_images)]
+
+    def project_texts(self, texts: TextState) -> list[KeyValue]:
+        """Keys and values of texts for every layer of a stack whose queries are images."""
+        return [layer.cross_attention.project_packed(texts.tokens, texts.packing) for layer in self.layers]
 
     def attend_texts(self, texts: TextState) -> TextState:
         """Texts after the first layer's self-attention, which no image touches: worth it where a text meets many
@@ -65,20 +70,17 @@ class CrossEncoder(nn.Module):
         image_of_text is (T,), or (I, T) with num_images I: layer l reads image_of_text[l % I]. The last layer computes
         only the rows of `reading`. is_attended: the texts come from `attend_texts`.
         """
-        packing, device = texts.packing, texts.tokens.device
+        packing = texts.packing
         image_of_text = image_of_text.reshape(self.num_images, packing.num_texts)
-        meetings = [_meeting(packing, images, device) for images in image_of_text]
+        meet = [_meetings(packing, keys[0], images) for images in image_of_text]
+        meetings = [of_all(None) for of_all in meet]
         x = texts.tokens
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             place = number % self.num_images
             options = {"keys": keys[number], "is_attended": is_attended and number == 0}
             if number == last and reading is not None:
-                meeting = meetings[place]
-                if meeting.blocks:
-                    images = image_of_text[place, reading.text_of_row.cpu()]
-                    meeting = Meeting(fold_by_image(images, device))
-                return layer(x, packing, reading=reading, meeting=meeting, **options)
+                return layer(x, packing, reading=reading, meeting=meet[place](reading), **options)
             x = layer(x, packing, meeting=meetings[place], **options)
         return x
 
@@ -91,14 +93,27 @@ class CrossEncoder(nn.Module):
         return torch.zeros_like(rows).index_copy(0, order, rows)
 
 
-def _meeting(packing: Packing, image_of_text: Tensor, device: torch.device) -> Meeting:
-    """Who meets whom for one image of every text, image_of_text (T,)."""
+def _meetings(packing: Packing, keys: KeyValue, image_of_text: Tensor) -> Callable[[Reading | None], Meeting]:
+    """Who meets whom for one image of every text, image_of_text (T,), by the rows that are read (None: all).
+
+    Rows that share keys are folded, or keys are copied.
+    """
+    is_host, device = image_of_text.device.type == "cpu", keys.key.device
     image_by_place = image_of_text[packing.order.to(image_of_text.device)]  # (T,)
-    if packing.key_mask is None and image_of_text.device.type == "cpu":
-        return Meeting(fold_by_image(_image_of_row(packing, image_by_place), device))
-    if packing.key_mask is None:
+    # Of two sides that can both be copied the shorter is: image tokens that meet a text outnumber its tokens.
+    is_copied = packing.is_uniform and (not is_host or packing.lengths[0] > keys.key.shape[2])
+    if not is_host and not is_copied and packing.key_mask is None:
         raise ValueError("texts of known lengths need image_of_text on the host")
-    return Meeting(None, image_by_place)
+
+    def meet(reading: Reading | None) -> Meeting:
+        has_equal_shares = reading is None or len(reading.rows) == packing.num_texts or not is_host
+        if packing.key_mask is not None or (is_copied and has_equal_shares):
+            return Meeting(None, image_by_place.to(device))
+        if reading is None:
+            return Meeting(fold_by_image(_image_of_row(packing, image_by_place), device))
+        return Meeting(fold_by_image(image_of_text[reading.text_of_row.cpu()], device))
+
+    return meet
 
 
 def _image_of_row(packing: Packing, image_by_place: Tensor) -> Tensor:

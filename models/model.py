@@ -1,31 +1,53 @@
-"""The model that every system configures: a dual encoder, and optionally a fusion stack and the heads on it."""
+"""The model that every system configures: a dual encoder, and optionally one or two fusion stacks with their heads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder, Projections
 from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
-from models.packing import Packing, read_positions, select_texts
+from models.packing import Packing, pack, read_positions, select_texts
 from models.projection import Projection
 from models.text_encoder import TextState
 from models.transformer import KeyValue
 
 
+@dataclass
+class TextSide:
+    """What the stacks need of texts: their rows as queries, and for the image stack their keys and values by layer."""
+
+    queries: TextState
+    keys: list[KeyValue] | None
+    is_attended: bool
+
+
+@dataclass
+class ImageSide:
+    """What the stacks need of images: keys and values by layer, and for the image stack their tokens as queries."""
+
+    keys: list[KeyValue]
+    queries: TextState | None
+    is_attended: bool
+
+
 class Model(DualEncoder):
-    """Dual encoder with what `text_fusion` adds: match_head (pair or not), classifier and masked_language_head."""
+    """Dual encoder with what the stacks add: match_head (pair or not), classifier and masked_language_head on fused
+    texts (`text_fusion`), image_match_head on fused images (`image_fusion`).
+    """
 
     @dataclass
     class Config:
         image_encoder: Annotated[Any, IMAGE_ENCODERS]
         text_encoder: Annotated[Any, TEXT_ENCODERS]
         text_fusion: CrossEncoder.Config | None = None
+        image_fusion: CrossEncoder.Config | None = None  # R2D2: image tokens, projected, read the texts
+        match_head: Literal["mlp", "linear"] = "mlp"  # two maps with norm and GELU between (CCLM), or one (R2D2)
         embed_dim: int = 256
         shared_projection: bool = False
         # What is projected into the common space; without `both` there is no temperature either.
@@ -45,6 +67,8 @@ class Model(DualEncoder):
                 raise ValueError("classifier needs text_fusion: classes are predicted from fused tokens")
             if self.shared_projection and self.projections == "image":
                 raise ValueError("shared_projection is the text's projection, which projections: image leaves out")
+            if self.image_fusion is not None and (self.text_fusion is None or not self.has_match_head):
+                raise ValueError("image_fusion needs text_fusion and has_match_head: a pair is scored by both stacks")
 
     def __init__(self, config: Config) -> None:
         image_encoder = IMAGE_ENCODERS.load(config.image_encoder.name)(config.image_encoder)
@@ -63,7 +87,12 @@ class Model(DualEncoder):
         self.text_fusion = self.match_head = self.classifier = self.masked_language_head = None
         if config.text_fusion is not None:
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
-            self.match_head = classification_head(width, 2) if config.has_match_head else None
+            self.match_head = _match_head(config, width) if config.has_match_head else None
+        self.image_fusion = self.image_fusion_projection = self.image_match_head = None
+        if config.image_fusion is not None:
+            self.image_fusion_projection = nn.Linear(image_encoder.width, width)
+            self.image_fusion = CrossEncoder(config.image_fusion, config.text_encoder, width)
+            self.image_match_head = _match_head(config, width)
         if config.classifier is not None:
             self.classifier = config.classifier.build(width)
         if config.has_masked_language_head:
@@ -79,6 +108,36 @@ class Model(DualEncoder):
     def project_images(self, tokens: Tensor) -> list[KeyValue]:
         """Keys and values of images (M, N, V) for every fusion layer."""
         return self.text_fusion.project(tokens)
+
+    def text_side(self, texts: TextState, *, is_reused: bool = False) -> TextSide:
+        """The texts ready for pairs. is_reused: their part of the first layer is computed here, once for all pairs;
+        in training pairs then share the dropout in it.
+        """
+        keys = None if self.image_fusion is None else self.image_fusion.project_texts(texts)
+        return TextSide(self.text_fusion.attend_texts(texts) if is_reused else texts, keys, is_reused)
+
+    def image_side(self, tokens: Tensor, *, is_reused: bool = False) -> ImageSide:
+        """Images (M, N, V) ready for pairs; is_reused as for texts."""
+        queries = None
+        if self.image_fusion is not None:
+            num_images, num_tokens, _ = tokens.shape
+            rows = self.image_fusion_projection(tokens).flatten(0, 1)  # (M N, D)
+            queries = TextState(rows, pack([num_tokens] * num_images, tokens.device))
+            queries = self.image_fusion.attend_texts(queries) if is_reused else queries
+        return ImageSide(self.project_images(tokens), queries, is_reused)
+
+    def pair_logits(self, images: ImageSide, texts: TextSide, image: Tensor, text: Tensor) -> Tensor:
+        """Two logits per pair and stack, index 1 = they belong together: (P, S, 2), S = 1 or 2 stacks.
+
+        image (P,) and text (P,) number the images and texts of each pair.
+        """
+        queries = texts.queries.select(text)
+        sides = [self.match_logits(queries, images.keys, image, is_attended=texts.is_attended)]
+        if self.image_fusion is not None:
+            queries = images.queries.select(image)
+            fused = self.image_fusion.first_tokens(queries, texts.keys, text, is_attended=images.is_attended)
+            sides.append(self.image_match_head(fused).float())
+        return torch.stack(sides, dim=1)
 
     def masked_tokens(
         self, ids: Tensor, positions: Tensor, targets: Tensor, packing: Packing, chosen: Tensor, keys: list[KeyValue]
@@ -110,3 +169,7 @@ class Model(DualEncoder):
         """Logits (T, C) of the classes of every text with its image, or with its images image_of_text (I, T)."""
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
         return self.classifier(fused).float()
+
+
+def _match_head(config: Model.Config, width: int) -> nn.Module:
+    return classification_head(width, 2) if config.match_head == "mlp" else nn.Linear(width, 2)

@@ -50,6 +50,11 @@ class Packing:
         last = self.groups[-1]
         return last.start + last.count * last.length
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all texts have one length that the host knows; image tokens are packed so."""
+        return len(self.groups) == 1 and self.key_mask is None
+
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """The rows x (R or more, ...) of each group as a view.
 
@@ -118,6 +123,23 @@ def join_packings(packings: Sequence[Packing]) -> tuple[Packing, Tensor]:
     return joined, _rows_from(first[joined.order], joined.groups)
 
 
+def pack_stacked(lengths: Sequence[int], device: torch.device | str = "cpu") -> tuple[Packing, Tensor]:
+    """Packing of texts that lie one below the other in the caller's order, and the rows (R,) of that matrix it
+    consists of.
+    """
+    packing = pack(lengths, device)
+    starts = packing.length.cumsum(0) - packing.length
+    return packing, _rows_from(starts[packing.order], packing.groups)
+
+
+def stacked_rows(first: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Rows of texts that begin at first (n,) and have these lengths, one text below the other: (R,)."""
+    length = torch.as_tensor(lengths, device=first.device)
+    start = length.cumsum(0) - length
+    total = int(sum(lengths))
+    return torch.repeat_interleave(first - start, length, output_size=total) + torch.arange(total, device=first.device)
+
+
 def _rows_from(first: Tensor, groups: Sequence[Group]) -> Tensor:
     """Rows of texts that begin at first (T,) by packed place: (R,)."""
     pieces = []
@@ -146,7 +168,10 @@ def select_texts(packing: Packing, index: Tensor) -> tuple[Packing, Tensor]:
     and the padding is masked.
     """
     device = packing.first_row.device
-    if index.device.type == "cpu" and packing.key_mask is None:
+    if packing.is_uniform:
+        selected = pack([packing.lengths[0]] * len(index), device)
+        first = packing.first_row[index.to(device)]
+    elif index.device.type == "cpu" and packing.key_mask is None:
         selected = pack(np.asarray(packing.lengths)[index.numpy()], device)
         first = packing.first_row[index.to(device)[selected.order]]  # (n,) by new place
     else:

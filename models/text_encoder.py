@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.packing import Packing, join_packings, pack, positions_in_text, select_texts, token_rows, with_spare_rows
+from models.packing import (
+    Packing,
+    join_packings,
+    pack,
+    pack_stacked,
+    positions_in_text,
+    select_texts,
+    stacked_rows,
+    token_rows,
+    with_spare_rows,
+)
 from models.transformer import Layer, LayerConfig, initialise
 
 
@@ -30,6 +40,21 @@ class TextState:
             packing,
             None if self.embed is None else self.embed[index.to(self.embed.device)],
         )
+
+    def stacked(self, index: Tensor) -> Tensor:
+        """Tokens (R', D) of the texts `index` (n,), one text below the other in this order; index on the host."""
+        if not len(index):
+            return self.tokens[:0]
+        first = self.packing.first_row[index.to(self.tokens.device)]
+        return self.tokens[stacked_rows(first, [self.packing.lengths[text] for text in index.tolist()])]
+
+    def extended(self, tokens: Tensor, lengths: Sequence[int]) -> TextState:
+        """These texts and, behind them, others: tokens (R', D) one text below the other, not yet packed."""
+        if not len(lengths):
+            return self
+        packing, rows = pack_stacked(lengths, tokens.device)
+        both, rows_of_both = join_packings([self.packing, packing])
+        return TextState(torch.cat([self.tokens[: self.packing.num_rows], tokens[rows]])[rows_of_both], both)
 
     def padded(self, length: int | None = None) -> Tensor:
         """Tokens in the callers' order and padded with zeros: (T, L, D). For people and tests: no fast path needs

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.packing import ImageBlock, Packing, Reading
+from models.packing import ImageBlock, Packing, Reading, token_rows
 
 
 @dataclass
@@ -135,6 +135,15 @@ class CrossAttention(nn.Module):
         num_images, num_tokens, _ = tokens.shape
         both = self.key_value(tokens).view(num_images, num_tokens, 2, self.num_heads, -1)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (M, H, N, d)
+        return KeyValue(key, value, mask)
+
+    def project_packed(self, x: Tensor, packing: Packing) -> KeyValue:
+        """Keys and values of packed texts (R, V), projected at their real lengths and padded after: (T, H, L, d)."""
+        num_texts, longest = packing.num_texts, max(packing.lengths)
+        rows = self.key_value(x[: packing.num_rows])  # (R, 2D)
+        both = rows.new_zeros(num_texts * longest, rows.shape[1]).index_put((token_rows(packing, longest),), rows)
+        key, value = both.view(num_texts, longest, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None if packing.is_uniform else torch.arange(longest, device=x.device)[None, :] < packing.length[:, None]
         return KeyValue(key, value, mask)
 
     def forward(self, x: Tensor, keys: KeyValue, meeting: Meeting) -> Tensor:

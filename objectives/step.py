@@ -77,7 +77,17 @@ class Step:
     @cached_property
     def image_keys(self) -> list[Any]:
         """Keys and values of all images for every fusion layer, projected once."""
-        return self.model.project_images(self.images.tokens)
+        return self.image_side.keys
+
+    @cached_property
+    def image_side(self) -> Any:
+        """All images ready to be paired."""
+        return self.model.image_side(self.images.tokens)
+
+    @cached_property
+    def text_side(self) -> Any:
+        """All texts ready to be paired."""
+        return self.model.text_side(self.texts)
 
     @cached_property
     def part_sizes(self) -> list[tuple[int, int]]:

@@ -18,6 +18,8 @@ from utils.distributed import gather_rows, rank, world_size
 
 # On a CPU a larger block falls out of the caches (384 pixels, 2 threads: 136 pairs/s at 2,048, 107 at 16,384).
 TOKENS_PER_BLOCK_ON_CPU, TOKENS_PER_BLOCK = 2048, 16384
+# Tokens of texts whose keys and values are held for a stack that reads texts: 300 MB at R2D2's size.
+TEXT_ROWS = 8192
 
 
 @dataclass
@@ -50,27 +52,74 @@ def score_pairs(
     is_probability: bool,
     on_progress: Callable[[int], None],
 ) -> Tensor:
-    """Match logit of class 1, or its probability, for pairs (P, 2) of (image, text) numbers, sorted by image: (P,).
+    """Match logit of class 1, or its probability, for pairs (P, 2) of (image, text) numbers: (P,); with two stacks
+    their mean (R2D2).
+    """
+    options = {"is_probability": is_probability, "on_progress": on_progress}
+    return score_stacks(model, image_tokens, texts, pairs, **options).mean(dim=1)
+
+
+def score_stacks(
+    model: Model,
+    image_tokens: Callable[[list[int]], Tensor],
+    texts: TextState,
+    pairs: Tensor,
+    *,
+    is_probability: bool,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """The same by stack: (P, S); pairs (P, 2) are sorted by image.
 
     image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about
-    as many text tokens as suit the device; keys and values of an image are projected once per block.
+    as many tokens as suit the device; keys and values of an image are projected once per block, those of a text
+    once in all.
     """
-    attended = model.text_fusion.attend_texts(texts)
-    tokens_per_block = TOKENS_PER_BLOCK_ON_CPU if texts.tokens.device.type == "cpu" else TOKENS_PER_BLOCK
-    lengths = np.asarray(texts.packing.lengths)[pairs[:, 1].numpy()]
-    scores = []
-    for part in _blocks(lengths, tokens_per_block):
-        images, place = pairs[part, 0].unique(return_inverse=True)
-        keys = model.project_images(image_tokens(images.tolist()))
-        chosen = attended.select(pairs[part, 1])
-        logits = model.match_logits(chosen, keys, place, is_attended=True)
-        scores.append((logits.softmax(dim=1) if is_probability else logits)[:, 1])
-        on_progress(part.stop - part.start)
-    return torch.cat(scores) if scores else texts.tokens.new_zeros(0, dtype=torch.float32)
+    device = texts.tokens.device
+    tokens_per_block = TOKENS_PER_BLOCK_ON_CPU if device.type == "cpu" else TOKENS_PER_BLOCK
+    lengths = np.asarray(texts.packing.lengths)
+    num_image_rows = 0
+    if model.image_fusion is not None and len(pairs):
+        num_image_rows = image_tokens([int(pairs[0, 0])]).shape[1]
+    scores = torch.zeros(len(pairs), 1 if model.image_fusion is None else 2, device=device)
+    for part in _text_parts(model, lengths, pairs):
+        text_side = model.text_side(texts.select(part.texts), is_reused=True)
+        costs = lengths[pairs[part.pairs, 1].numpy()] + num_image_rows
+        for block in _blocks(costs, tokens_per_block):
+            chosen = part.pairs[block]
+            images, place = pairs[chosen, 0].unique(return_inverse=True)
+            image_side = model.image_side(image_tokens(images.tolist()), is_reused=True)
+            logits = model.pair_logits(image_side, text_side, place, part.place[block])  # (n, S, 2)
+            logits = logits.softmax(dim=2) if is_probability else logits
+            scores[chosen.to(device)] = logits[..., 1]
+            on_progress(len(chosen))
+    return scores
+
+
+@dataclass
+class _TextPart:
+    """Some texts (t,), the numbers (n,) of the pairs that they are in, and the place (n,) of each pair's text."""
+
+    texts: Tensor
+    pairs: Tensor
+    place: Tensor
+
+
+def _text_parts(model: Model, lengths: np.ndarray, pairs: Tensor) -> Iterator[_TextPart]:
+    """All texts at once or, where their keys and values are kept, as many as TEXT_ROWS tokens hold, equally long ones
+    together.
+    """
+    wanted, place = pairs[:, 1].unique(return_inverse=True)
+    by_length = np.argsort(lengths[wanted.numpy()], kind="stable")
+    rows_per_part = sum(lengths) if model.image_fusion is None else TEXT_ROWS
+    for part in _blocks(lengths[wanted.numpy()][by_length], rows_per_part):
+        texts = torch.from_numpy(by_length[part]).sort().values
+        place_in_part = torch.full((len(wanted),), -1).index_copy(0, texts, torch.arange(len(texts)))[place]
+        chosen = (place_in_part >= 0).nonzero().flatten()
+        yield _TextPart(wanted[texts], chosen, place_in_part[chosen])
 
 
 def _blocks(lengths: np.ndarray, tokens_per_block: int) -> Iterator[slice]:
-    """Consecutive pairs whose texts have about tokens_per_block tokens together."""
+    """Consecutive pairs, or texts, that have about tokens_per_block tokens together."""
     total = np.cumsum(lengths)
     start = 0
     while start < len(lengths):

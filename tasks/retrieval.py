@@ -64,8 +64,11 @@ class RetrievalEvaluation:
         score: Literal["fused", "dual"] = "fused"
         # Candidates of each query (the originals' k_test); a smaller gallery is re-ranked whole.
         num_candidates: int = 128
-        # Added to the match logit: similarity over temperature times this. The originals use 0.
+        # What a pair gets from the match head: its logit (CCLM, CCRK) or its probability (R2D2).
+        match_score: Literal["logit", "probability"] = "logit"
+        # Added to that: similarity over temperature times this, and the cosine itself (R2D2: 1).
         similarity_weight: float = 0.0
+        cosine_weight: float = 0.0
         batch_size_image: int = 64
         batch_size_text: int = 256
         precision: Precision = "fp32"
@@ -209,8 +212,17 @@ class RetrievalEvaluation:
         total = int((candidates.of_images | candidates.of_texts).sum()) // world_size()
         with progress_bar(total, 0, is_shown=is_main()) as bar:
             bar.set_description(f"re-rank {language}")
-            scores = rerank(model, read, texts, candidates, owner=rows % world_size(), on_progress=bar.update)
-        return candidates, scores + self.config.similarity_weight * similarity / model.temperature.value
+            scores = rerank(
+                model,
+                read,
+                texts,
+                candidates,
+                owner=rows % world_size(),
+                is_probability=self.config.match_score == "probability",
+                on_progress=bar.update,
+            )
+        weight = self.config.similarity_weight / model.temperature.value + self.config.cosine_weight
+        return candidates, scores + weight * similarity
 
     def is_shown(self, gallery: Gallery) -> bool:
         """Whether the report shows queries of this gallery."""

@@ -74,6 +74,37 @@ def test_lengths_known_only_to_the_device_give_the_same_logits():
     torch.testing.assert_close(model.match_logits(uniform, keys, image_of_text), expected, atol=1e-5, rtol=1e-5)
 
 
+TWO_STACKS = {"image_fusion": {"num_layers": 2}, "match_head": "linear", "has_masked_language_head": False}
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [5] * 6, [2, 3, 4, 3, 2, 2]], ids=["ragged", "equal", "short"])
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_both_stacks_equal_the_plain_ones(lengths, is_reused):
+    model = build_model(**TWO_STACKS).eval()
+    ids, mask = make_texts(lengths)
+    tokens = torch.randn(3, 5, 24)
+    image, text = torch.tensor([0, 2, 2, 1, 0, 2, 1]), torch.tensor([0, 1, 0, 3, 5, 2, 4])
+    texts = model.encode_text(ids, lengths)
+    image_side, text_side = model.image_side(tokens, is_reused=is_reused), model.text_side(texts, is_reused=is_reused)
+    found = model.pair_logits(image_side, text_side, image, text)
+    hidden = plain.encode_text(model.text_encoder, ids, mask)[text]
+    for side, form in zip(found.unbind(1), (plain.match_logits, plain.image_match_logits), strict=True):
+        torch.testing.assert_close(side, form(model, hidden, mask[text], tokens[image]), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_both_stacks_equal_the_plain_ones():
+    model = build_model(text_encoder=without_dropout(), **TWO_STACKS).train()
+    ids, mask = make_texts(LENGTHS)
+    tokens, image = torch.randn(3, 5, 24), torch.tensor([0, 2, 2, 1, 0, 2])
+    sides = model.image_side(tokens), model.text_side(model.encode_text(ids, LENGTHS))
+    lean = model.pair_logits(*sides, image, torch.arange(6)).softmax(dim=2)[..., 1].mean(dim=1).sum()
+    full = plain.match_probability(model, plain.encode_text(model.text_encoder, ids, mask), mask, tokens[image]).sum()
+    parameters = dict(model.image_fusion.named_parameters(), projection=model.image_fusion_projection.weight)
+    found, expected = (torch.autograd.grad(loss, list(parameters.values())) for loss in (lean, full))
+    for name, ours, theirs in zip(parameters, found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_masked_word_loss_and_its_gradients_equal_the_plain_ones():
     from objectives.masked_lm import masked_language_loss
     from objectives.step import Step
