@@ -6,6 +6,8 @@ DATASETS = Registry(
     "data set",
     {
         "captioned_images": "dataset.pretrain:CaptionedImages",
+        "regions": "dataset.regions:RegionImages",
+        "parallel_text": "dataset.parallel_text:ParallelTexts",
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",
         "xflickrco": "dataset.retrieval:FlickrLines",
         "wit": "dataset.retrieval:WitLines",

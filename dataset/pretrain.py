@@ -13,10 +13,10 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery
 from dataset.readers import Records
 from dataset.samples import (
+    UNKNOWN_LANGUAGE,
     Contents,
     Preprocessing,
     Sample,
-    clean,
     collate_samples,
     image_key,
     mask_texts,
@@ -40,9 +40,12 @@ class CaptionedImages:
         caption_key: str = "caption"
         languages: list[str] = field(default_factory=list)  # order is kept; none: those of the first record, sorted
         caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
+        caption_order: Literal["languages", "drawn"] = "languages"  # of drawn captions
+        tokenized: bool = False  # captions are pieces of the tokenizer already, joined by blanks
         # Prepared pictures and token ids stay in memory: for small sets whose transform starts with a resize.
         keep_in_memory: bool = False
-        missing_language: Literal["skip", "keep"] = "skip"  # what happens to a picture that lacks a language
+        # A picture that lacks a language is skipped, or kept: with `languages` empty, whatever languages it has.
+        missing_language: Literal["skip", "keep"] = "skip"
 
         def __post_init__(self) -> None:
             if not self.files:
@@ -54,11 +57,13 @@ class CaptionedImages:
                 raise ValueError(f"caption_num must be between 0 and {most}, found {self.caption_num}")
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
+        self.config = config
+        self.preprocessing = preprocessing.for_pieces() if config.tokenized else preprocessing
         self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
         self._prepared: dict[int, Any] = {}
         self._encoded: dict[str, list[int]] = {}
         self.languages = list(config.languages) or find_languages(self.records, config.caption_key)
+        self.takes_any_language = config.missing_language == "keep" and not config.languages
         if config.caption_num > len(self.languages):
             found = ", ".join(self.languages)
             raise DataError(f"caption_num is {config.caption_num}, but {config.files[0]} has only {found}")
@@ -80,11 +85,12 @@ class CaptionedImages:
         captions = self._captions(record, generator)
         value = _as_value(find_image(record, self.config.image_key))
         texts = self._encode(list(captions.values()))
+        known = {language: k for k, language in enumerate(self.languages)}
         return Sample(
             image=self.preprocessing.transform.finish(self._prepare(index, value), generator),
             image_id=stable_id(image_key(value)),
             texts=texts,
-            languages=list(captions),
+            languages=[known.get(language, -1) for language in captions],
             masked=mask_texts(texts, self.preprocessing.masker, generator),
         )
 
@@ -98,11 +104,11 @@ class CaptionedImages:
         for number in range(len(self.records)):
             try:
                 record = self.records.read(number)
-                captions = captions_by_language(record, self.config.caption_key, None)
+                captions = captions_by_language(record, self.config.caption_key, None, self._only_language)
                 path = image_key(_as_value(find_image(record, self.config.image_key)))
                 for language in self.languages:
                     if language in captions:
-                        caption = clean(captions[language], self.preprocessing.max_words)
+                        caption = self.preprocessing.clean(captions[language], self.preprocessing.max_words)
                         items[language].setdefault(path, GalleryItem(path, number)).captions.append(caption)
             except BadRecord as error:
                 skipped.append(Skipped(error.where or self.records.where(number), error.reason, error.detail))
@@ -130,13 +136,16 @@ class CaptionedImages:
         sets = sets if isinstance(sets, list) and sets else [sets]
         captions = []
         for each in sets:
-            one = captions_by_language({**record, self.config.caption_key: each}, self.config.caption_key, None)
-            captions += [(language, one.get(language)) for language in self.languages]
+            record = {**record, self.config.caption_key: each}
+            one = captions_by_language(record, self.config.caption_key, None, self._only_language)
+            languages = list(one) if self.takes_any_language else self.languages
+            captions += [(language, one.get(language)) for language in languages]
         return Contents(
             images=[(value, self.config.image_root)],
             captions=captions,
             image_id=image_key(value),
             needed="all" if self.config.missing_language == "skip" else "any",
+            clean=self.preprocessing.clean,
         )
 
     def _prepare(self, index: int, value: str) -> Any:
@@ -157,27 +166,36 @@ class CaptionedImages:
         self._encoded.update(zip(missing, self.preprocessing.encode(missing) if missing else []))
         return [self._encoded[text] for text in texts]
 
-    def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[int, str]:
-        """Cleaned captions by language number, in the order of the languages."""
-        captions = captions_by_language(record, self.config.caption_key, generator)
+    def _captions(self, record: dict[str, Any], generator: np.random.Generator) -> dict[str, str]:
+        """Cleaned captions by language, in the order of the languages or as they were drawn."""
+        captions = captions_by_language(record, self.config.caption_key, generator, self._only_language)
         if self.config.missing_language == "skip":
             missing = [language for language in self.languages if language not in captions]
             if missing:
                 raise BadRecord("missing language", f"no {', '.join(missing)}; found: {', '.join(captions) or 'none'}")
-        present = [k for k, language in enumerate(self.languages) if language in captions]
-        if 0 < self.config.caption_num < len(present):
-            drawn = generator.choice(len(present), size=self.config.caption_num, replace=False)
-            present = [present[k] for k in sorted(drawn.tolist())]
+        wanted = list(captions) if self.takes_any_language else self.languages
+        present = [language for language in wanted if language in captions]
+        if 0 < self.config.caption_num < len(present) or self.config.caption_order == "drawn":
+            size = min(self.config.caption_num or len(present), len(present))
+            drawn = generator.choice(len(present), size=size, replace=False).tolist()
+            present = [present[k] for k in (drawn if self.config.caption_order == "drawn" else sorted(drawn))]
         cleaned = {}
-        for k in present:
+        for language in present:
             try:
-                cleaned[k] = clean(captions[self.languages[k]], self.preprocessing.max_words)
+                cleaned[language] = self.preprocessing.clean(captions[language], self.preprocessing.max_words)
             except BadRecord:
                 if self.config.missing_language == "skip":
                     raise
         if not cleaned:
             raise BadRecord("missing caption", f"none in {', '.join(self.languages)}")
         return cleaned
+
+    @property
+    def _only_language(self) -> str | None:
+        """What captions are in that stand without a language; with several languages none may."""
+        if self.takes_any_language:
+            return UNKNOWN_LANGUAGE
+        return self.languages[0] if len(self.languages) == 1 else None
 
 
 def find_image(record: dict[str, Any], key: str) -> Any:
@@ -194,11 +212,21 @@ def _as_value(value: Any) -> str:
     return value
 
 
-def captions_by_language(record: dict[str, Any], key: str, generator: np.random.Generator | None) -> dict[str, Any]:
-    """The record's captions; of a list of caption sets one is drawn, or the first taken without a generator."""
+def captions_by_language(
+    record: dict[str, Any],
+    key: str,
+    generator: np.random.Generator | None,
+    only_language: str | None = UNKNOWN_LANGUAGE,
+) -> dict[str, Any]:
+    """The record's captions; of a list of caption sets one is drawn, or the first taken without a generator.
+
+    A plain text is a caption in `only_language`, where there is one.
+    """
     captions = record.get(key)
     if isinstance(captions, list) and captions:
         captions = captions[int(generator.integers(len(captions))) if generator else 0]
+    if isinstance(captions, str) and only_language is not None:
+        return {only_language: captions}
     if not isinstance(captions, dict):
         found = f"found: {', '.join(map(str, record))}" if key not in record else f"found {type(captions).__name__}"
         raise BadRecord("missing caption", f"field '{key}' must be an object of languages; {found}")

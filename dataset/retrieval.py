@@ -17,6 +17,7 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery, split_folds
 from dataset.readers import Records
 from dataset.samples import (
+    UNKNOWN_LANGUAGE,
     Contents,
     Preprocessing,
     Sample,
@@ -28,8 +29,6 @@ from dataset.samples import (
     stable_id,
 )
 from dataset.wit import join_if_absent
-
-UNKNOWN_LANGUAGE = "und"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 
 from dataset.batch import IGNORED_TARGET, ImageTextBatch, MaskedText, Skipped, pad_texts
 from dataset.files import MAX_FILE_BYTES, BadRecord, Files, join_path
-from dataset.text import MaskedIds, SkipgramMasker, TextTokenizer, clean_caption
+from dataset.text import MaskedIds, PieceLookup, SkipgramMasker, TextTokenizer, clean_caption
 from dataset.transforms import Transform
 
+UNKNOWN_LANGUAGE = "und"  # of texts that are not told by language
 MAX_PATH_LENGTH = 4096
 MAX_CHARACTERS = 8192  # a book in place of a caption, without a blank, would keep a tokenizer busy for minutes
 MAX_POSITIONS = 512  # what BERT-family text towers have; only captions that are not cut to max_tokens reach it
@@ -37,6 +38,13 @@ class Preprocessing:
     masker: SkipgramMasker | None = None
     files: Files = field(default_factory=Files)
     cache_dir: str | None = None
+    clean: Callable[[Any, int], str] = field(default_factory=lambda: clean)
+    grid: int = 0  # the image encoder sees grid x grid tokens; 0: not known
+    num_rows: int = 0  # texts of this process in a batch, for data sets that choose among them; 0: all
+
+    def for_pieces(self) -> Preprocessing:
+        """The same for texts that are pieces of the tokenizer already."""
+        return replace(self, tokenizer=PieceLookup(self.tokenizer), clean=strip_pieces)
 
     @property
     def token_limit(self) -> int:
@@ -111,6 +119,15 @@ def clean(text: Any, max_words: int) -> str:
         raise BadRecord("empty caption", f"found {text[:40]!r}") from None
 
 
+def strip_pieces(text: Any, max_words: int) -> str:
+    """Pieces joined by blanks, as they are; BadRecord when there is none. The number of words is not limited."""
+    if not isinstance(text, str):
+        raise BadRecord("caption is not a string", f"found {type(text).__name__}")
+    if not text.strip():
+        raise BadRecord("empty caption", f"found {text[:40]!r}")
+    return text.strip()
+
+
 def is_base64(value: str) -> bool:
     """Whether a record's image value holds the picture itself; no path is as long or begins so."""
     return len(value) > MAX_PATH_LENGTH or value.startswith("data:") or value.startswith(BASE64_STARTS)
@@ -173,12 +190,13 @@ def collate_samples(samples: list[Sample], skipped: list[Skipped], pad_id: int) 
         texts=batch,
         image_of_text=torch.arange(len(samples)).repeat_interleave(counts),
         language_of_text=torch.tensor([language for s in samples for language in s.languages], dtype=torch.int64),
-        masked=_collate_masks([m for s in samples for m in s.masked or ()], batch.ids),
+        masked=collate_masks([m for s in samples for m in s.masked or ()], batch.ids),
         skipped=skipped,
     )
 
 
-def _collate_masks(masked: Sequence[MaskedIds], ids: torch.Tensor) -> MaskedText | None:
+def collate_masks(masked: Sequence[MaskedIds], ids: torch.Tensor) -> MaskedText | None:
+    """Masked texts as one batch, given the padded ids (T, L) of the same texts; None if there are none."""
     if not masked:
         return None
     all_ids = ids.clone()  # (T, L), the padding is already right

@@ -83,6 +83,20 @@ class TextTokenizer:
         os.replace(temporary, place)
 
 
+class PieceLookup(TextTokenizer):
+    """Ids of texts that are written as pieces of a tokenizer, joined by blanks."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.__dict__.update(tokenizer.__dict__)
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the pieces; an unknown piece gets the id for unknown ones."""
+        find = self.tokenizer.token_to_id
+        unknown = self.mask_id if self.unknown_id is None else self.unknown_id
+        found = ([find(piece) for piece in text.split()] for text in texts)
+        return [[unknown if token is None else token for token in tokens] for tokens in found]
+
+
 def _special_id(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
     found = (tokenizer.token_to_id(name) for name in names)
     return next((token for token in found if token is not None), None)
