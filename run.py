@@ -291,7 +291,8 @@ def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart
 def data_files(config: Config) -> list[str]:
     """Every file and folder that the data sections name."""
     paths: list[str] = []
-    for section in (config.data.train, config.data.val, config.data.test):
+    streams = [stream.train for stream in config.streams.values()]
+    for section in (config.data.train, config.data.val, config.data.test, *streams):
         files = section.files if section is not None else []
         for entry in files.values() if isinstance(files, dict) else files:
             paths += [entry] if isinstance(entry, str) else entry

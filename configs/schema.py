@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from dataset.data import DataConfig
+from dataset.streams import StreamConfig, check_streams
 from models.model import Model
 from objectives import OBJECTIVES
 from optim import OptimConfig
@@ -30,6 +31,18 @@ class InitConfig:
 
 
 @dataclass
+class Stream(StreamConfig):
+    """A training stream with objectives of the table."""
+
+    objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.objectives:
+            raise ValueError("objectives is empty; a stream needs at least one")
+
+
+@dataclass
 class Config:
     """Settings of one run; `task` is a row of the task table."""
 
@@ -39,6 +52,7 @@ class Config:
     output_dir: str = "output"
     seed: int = 42
     objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
+    streams: dict[str, Stream] = field(default_factory=dict)  # training data beside data.train
     evaluation: Annotated[Any, EVALUATIONS] = field(default_factory=RetrievalEvaluation.Config)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -48,19 +62,29 @@ class Config:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(unknown_name_message("task", self.task, TASKS.names()))
-        if not all(objective.is_always_due for objective in self.objectives.values()):
+        check_streams(self.streams)
+        if self.streams and (self.train.accumulate > 1 or self.train.accumulate_decoupled):
+            raise ValueError(
+                f"train.accumulate must be 1 and not decoupled with several streams, found {self.train.accumulate}: "
+                "every stream has an optimizer step of its own; set the batch sizes instead"
+            )
+        if self.streams or not all(objective.is_always_due for objective in self.objectives.values()):
             self.train.find_unused_parameters = True
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder")
-        for name in ("itm", "mlm"):
-            if name in self.objectives and self.model.text_fusion is None:
-                raise ValueError(f"objectives.{name} needs model.text_fusion")
-        if "mlm" in self.objectives and not self.model.has_masked_language_head:
-            raise ValueError("objectives.mlm needs model.has_masked_language_head: true")
-
+        self._check_objectives("objectives", self.objectives)
+        for name, stream in self.streams.items():
+            self._check_objectives(f"streams.{name}.objectives", stream.objectives)
         check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)
+
+    def _check_objectives(self, place: str, objectives: dict[str, Any]) -> None:
+        for name in ("itm", "mlm"):
+            if name in objectives and self.model.text_fusion is None:
+                raise ValueError(f"{place}.{name} needs model.text_fusion")
+        if "mlm" in objectives and not self.model.has_masked_language_head:
+            raise ValueError(f"{place}.mlm needs model.has_masked_language_head: true")
 
 
 def check_embedding_objectives(objectives: dict[str, Any], is_decoupled: bool) -> None:

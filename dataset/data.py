@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -19,7 +19,8 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, ImageReader
 from dataset.loader import Loader
 from dataset.readers import list_files
-from dataset.samples import Preprocessing
+from dataset.samples import Preprocessing, stable_id
+from dataset.streams import MAIN, StreamConfig, StreamLoader
 from dataset.text import SkipgramMasker, load_tokenizer
 from dataset.transforms import AugmentedCrop, Resize
 
@@ -81,8 +82,19 @@ def prepare_files(config: DataConfig, splits: Sequence[str], notify: Callable[[s
 class Data:
     """The parts of a data section, built when they are asked for; a wrong tokenizer or file name shows at once."""
 
-    def __init__(self, config: DataConfig, *, image_size: int, seed: int, has_masks: bool = False) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        image_size: int,
+        seed: int,
+        has_masks: bool = False,
+        streams: Mapping[str, StreamConfig] | None = None,
+        grid: int = 0,
+    ) -> None:
+        """grid: the image encoder's tokens form grid x grid patches, which regions are marked on; 0: not known."""
         self.config, self.image_size, self.seed, self.has_masks = config, image_size, seed, has_masks
+        self.streams, self.grid = dict(streams or {}), grid
         self.tokenizer = load_tokenizer(config.tokenizer)
         self._galleries: dict[str, dict[str, list[Gallery]]] = {}
         self._places: dict[str, tuple[ImageReader, int]] = {}
@@ -91,7 +103,10 @@ class Data:
         """Raise if a file that these splits name does not exist and cannot be made."""
         prepare_files(self.config, splits, log.info)
         files = Preprocessing(self.tokenizer, None).files
-        for section in filter(None, (getattr(self.config, split) for split in splits)):
+        sections = [getattr(self.config, split) for split in splits]
+        if "train" in splits:
+            sections += [stream.train for stream in self.streams.values() if stream.probability]
+        for section in filter(None, sections):
             by_language = section.files if isinstance(section.files, dict) else {"": section.files}
             for paths in by_language.values():
                 list_files([paths] if isinstance(paths, str) else paths, files)
@@ -101,19 +116,32 @@ class Data:
         """The languages that `language_of_text` of a batch counts."""
         return self.dataset("train").languages
 
-    def train_loader(self, rank: int = 0, world_size: int = 1, *, pin_memory: bool = False) -> Loader:
-        """This rank's batches of the training set."""
-        dataset = self.dataset("train")
+    def train_loader(self, rank: int = 0, world_size: int = 1, *, pin_memory: bool = False) -> Loader | StreamLoader:
+        """This rank's batches of the training set; with several streams a list of batches for every iteration."""
+        common = {"rank": rank, "world_size": world_size, "pin_memory": pin_memory}
+        config = self.config
+        loader = self._loader(self.dataset("train"), config, self.seed, config.batch_size, **common)
+        if not self.streams:
+            return loader
+        loaders = {MAIN: loader}
+        for name, stream in self.streams.items():
+            if stream.probability:
+                first, last = (stream.batch_size * r // world_size for r in (rank, rank + 1))
+                dataset, seed = self.stream_dataset(name, num_rows=last - first), stable_id(f"{self.seed}/{name}")
+                loaders[name] = self._loader(dataset, stream, seed, stream.num_records, **common)
+        return StreamLoader(loaders, self.streams, self.seed)
+
+    def _loader(
+        self, dataset: Any, settings: DataConfig | StreamConfig, seed: int, batch_size: int, **common: Any
+    ) -> Loader:
         loader = Loader(
             dataset,
-            batch_size=self.config.batch_size,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
-            num_workers=self.config.num_workers,
-            drop_last=self.config.drop_last,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=settings.num_workers,
+            drop_last=settings.drop_last,
             max_bad_share=self.config.max_bad_share,
-            pin_memory=pin_memory,
+            **common,
         )
         self._count(dataset, loader.bad_records)
         return loader
@@ -160,14 +188,36 @@ class Data:
             raise ValueError(f"data.{split} is missing; it names the data set")
         is_training = split == "train"
         transform = self.config.train_transform if is_training else self.config.test_transform
-        masker = SkipgramMasker(self.config.mask, self.tokenizer.mask_id, self.tokenizer.vocab_size)
         preprocessing = Preprocessing(
             tokenizer=self.tokenizer,
             transform=TRANSFORMS.load(transform.name)(transform, self.image_size),
             max_tokens=self.config.max_tokens,
             max_words=self.config.max_words,
             truncate=self.config.truncate or not is_training,
-            masker=masker if is_training and self.has_masks else None,
-            cache_dir=str(Path(self.config.cache_dir).expanduser()) if self.config.cache_dir else None,
+            masker=self._masker(self.config.mask) if is_training and self.has_masks else None,
+            cache_dir=self._cache_dir,
         )
         return DATASETS.load(section.name)(section, preprocessing)
+
+    def stream_dataset(self, name: str, num_rows: int = 0) -> Any:
+        """The data set of a further stream; num_rows: texts of this process in a batch."""
+        stream = self.streams[name]
+        transform = stream.train_transform or self.config.train_transform
+        preprocessing = Preprocessing(
+            tokenizer=self.tokenizer,
+            transform=TRANSFORMS.load(transform.name)(transform, self.image_size),
+            max_tokens=stream.max_tokens,
+            max_words=stream.max_words,
+            masker=self._masker(stream.mask) if stream.has_masks else None,
+            cache_dir=self._cache_dir,
+            grid=self.grid,
+            num_rows=num_rows,
+        )
+        return DATASETS.load(stream.train.name)(stream.train, preprocessing)
+
+    def _masker(self, config: SkipgramMasker.Config) -> SkipgramMasker:
+        return SkipgramMasker(config, self.tokenizer.mask_id, self.tokenizer.vocab_size)
+
+    @property
+    def _cache_dir(self) -> str | None:
+        return str(Path(self.config.cache_dir).expanduser()) if self.config.cache_dir else None

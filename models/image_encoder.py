@@ -30,6 +30,11 @@ class ImageConfig:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0; found {self.mean} and {self.std}")
 
+    @property
+    def grid(self) -> int:
+        """The tokens behind the global one stand for grid x grid patches of the image; 0 where that is not known."""
+        return 0
+
 
 class PatchProjection(nn.Conv2d):
     """A convolution whose stride is its kernel, as one matrix product: on a CPU its backward is several times
@@ -130,6 +135,10 @@ class Swin(ImageEncoder):
                     )
                 stage //= 2
 
+        @property
+        def grid(self) -> int:
+            return self.image_size // (self.patch_size * 2 ** (len(self.depths) - 1))
+
     def __init__(self, config: Config) -> None:
         backbone = SwinTransformer(
             img_size=config.image_size,
@@ -171,6 +180,10 @@ class ViT(ImageEncoder):
                 raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
             if self.width % self.num_heads:
                 raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+        @property
+        def grid(self) -> int:
+            return self.image_size // self.patch_size
 
     def __init__(self, config: Config) -> None:
         backbone = VisionTransformer(

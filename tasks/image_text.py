@@ -4,7 +4,7 @@ system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dataset.batch import ImageTextBatch
 from dataset.data import Data
+from dataset.streams import MAIN, StreamConfig
 from models.model import Model
 from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
@@ -28,10 +29,19 @@ class ImageText(Task):
 
     headline = "r_mean"
 
-    def __init__(self, model: Model, objectives: dict[str, Any], data: Data, evaluation: RetrievalEvaluation) -> None:
+    def __init__(
+        self,
+        model: Model,
+        objectives: dict[str, Any],
+        data: Data,
+        evaluation: RetrievalEvaluation,
+        streams: Mapping[str, StreamConfig] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.objectives = {name: OBJECTIVES.load(name)(config) for name, config in objectives.items()}
+        self.objectives = build_objectives(objectives)
+        further = streams or {}
+        self.stream_objectives = {name: build_objectives(stream.objectives) for name, stream in further.items()}
         self.data, self.evaluation = data, evaluation
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
@@ -42,15 +52,23 @@ class ImageText(Task):
     def from_config(cls, config: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> ImageText:
         """The task of a whole configuration; wrong data of these splits is told before a model exists."""
         image_size = config.model.image_encoder.image_size
-        data = Data(config.data, image_size=image_size, seed=config.seed, has_masks="mlm" in config.objectives)
+        data = Data(
+            config.data,
+            image_size=image_size,
+            seed=config.seed,
+            has_masks="mlm" in config.objectives,
+            streams=config.streams,
+            grid=config.model.image_encoder.grid,
+        )
         data.check(splits)
         check_tokenizer(data, config.model.text_encoder)
         model = Model(config.model)
-        return cls(model, config.objectives, data, RetrievalEvaluation(config.evaluation, data, config.output_dir))
+        evaluation = RetrievalEvaluation(config.evaluation, data, config.output_dir)
+        return cls(model, config.objectives, data, evaluation, config.streams)
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Weighted losses by objective."""
-        return self.losses(self.encode(batch))
+        """Weighted losses of the batch's stream by objective; those of further streams as `stream/objective`."""
+        return self.losses(self.encode(batch), batch.stream)
 
     def encode(self, batch: ImageTextBatch) -> Step:
         """Images and texts of a batch after the towers, mixed where the step mixes them."""
@@ -68,10 +86,12 @@ class ImageText(Task):
         is_due = self.training and self.mixup is not None and self.mixup.config.is_due(self.num_steps)
         return self.mixup.draw(self.num_steps) if is_due else None
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """Weighted losses of the objectives whose turn it is."""
-        due = {name: each for name, each in self.objectives.items() if each.config.is_due(self.num_steps)}
-        return {name: objective(step) * objective.config.weight for name, objective in due.items()}
+    def losses(self, step: Step, stream: str = MAIN) -> dict[str, Tensor]:
+        """Weighted losses of a stream's objectives whose turn it is."""
+        is_main = stream == MAIN
+        objectives, prefix = (self.objectives, "") if is_main else (self.stream_objectives[stream], f"{stream}/")
+        due = {name: each for name, each in objectives.items() if each.config.is_due(self.num_steps)}
+        return {prefix + name: objective(step) * objective.config.weight for name, objective in due.items()}
 
     def embed(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Embeddings of images (M, E) and texts (T, E)."""
@@ -133,6 +153,11 @@ def join_batches(batches: Sequence[ImageTextBatch], device: torch.device) -> Joi
     return JointBatch(torch.cat([batch.image_id for batch in batches]).to(device), of_text.to(device), sizes)
 
 
+def build_objectives(configs: dict[str, Any]) -> dict[str, Any]:
+    """The objectives of a section by name."""
+    return {name: OBJECTIVES.load(name)(config) for name, config in configs.items()}
+
+
 def check_tokenizer(data: Data, text: TextEncoder.Config) -> None:
     """ValueError if the text encoder has no embedding for something that the tokenizer writes."""
     tokenizer, longest = data.tokenizer, text.max_positions - text.position_offset
@@ -143,5 +168,8 @@ def check_tokenizer(data: Data, text: TextEncoder.Config) -> None:
         raise ValueError(
             f"model.text_encoder.pad_id is {text.pad_id}, {data.config.tokenizer} pads with {tokenizer.pad_id}"
         )
-    if data.config.max_tokens > longest:
-        raise ValueError(f"data.max_tokens {data.config.max_tokens} is more than the encoder's {longest} positions")
+    lengths = {"data.max_tokens": data.config.max_tokens}
+    lengths |= {f"streams.{name}.max_tokens comes to": stream.longest_text for name, stream in data.streams.items()}
+    for place, length in lengths.items():
+        if length > longest:
+            raise ValueError(f"{place} {length} is more than the encoder's {longest} positions")
