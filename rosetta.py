@@ -35,8 +35,9 @@ def load(path: str | os.PathLike, config: str | os.PathLike | None = None, *, de
     """
     from configs.schema import load_settings
     from models.model import Model
+    from utils.remote import local_copy
 
-    weights = find_weights(Path(path))
+    weights = find_weights(local_copy(path))
     settings = load_settings(config or find_config(weights))
     model = Model(settings.model)
     load_weights(model, weights)
@@ -172,15 +173,18 @@ def load_public_weights(model: Model, *, text: str = "", image: str = "") -> lis
 
 def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     """Start from the weights that `init` names; a run that continues has its own, and an evaluation must have some."""
+    from utils.remote import local_copy
+
     init = config.init
     if (Path(config.output_dir) / "checkpoints").is_dir() and not is_evaluation:
         return []
     notes = []
     if init.checkpoint or is_evaluation:
-        source = find_weights(Path(init.checkpoint or config.output_dir))
+        source = find_weights(local_copy(init.checkpoint or config.output_dir))
         notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
     elif init.text or init.image:
-        notes += load_public_weights(task.model, text=init.text, image=init.image)
+        text, image = (str(local_copy(path)) if path else "" for path in (init.text, init.image))
+        notes += load_public_weights(task.model, text=text, image=image)
     if init.checkpoint_by_language and is_evaluation:
         task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
     return notes

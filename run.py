@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
             print(as_yaml(config), end="")
             return 0
         if not is_worker():
-            prepare_data(config, is_evaluation=arguments.evaluate)
+            prepare(config, arguments)
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
         choose_devices(plan.processes)
@@ -147,11 +147,12 @@ def process_group(seed: int) -> Iterator[torch.device]:
 
 def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     """The checked configuration of a command, and what else it asks for."""
-    from compat.command import settle
+    from compat.command import place_output, settle
     from tasks import DEFAULT_CONFIG
     from utils.config import ConfigError, build
     from utils.results import check_remote
 
+    arguments.remote_output = place_output(arguments)
     plan = settle(arguments, find_processes(arguments), DEFAULT_CONFIG, ROOT)
     for notice in plan.notices:
         say(notice)
@@ -160,15 +161,24 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     config, num_processes = build(Config, plan.tree), plan.processes.nproc * plan.processes.nnodes
     if config.data.batch_size < num_processes:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared among {num_processes} processes")
-    check_remote(arguments.output_hdfs)
+    for address in (arguments.output_hdfs, arguments.remote_output):
+        check_remote(address)
     return plan, config
 
 
-def prepare_data(config: Config, *, is_evaluation: bool) -> None:
-    """Make files that are made once, before several processes wait for them."""
+def prepare(config: Config, arguments: argparse.Namespace) -> None:
+    """Check what the run reads, and make or fetch what is made once before several processes wait for it."""
     from dataset.data import SPLITS, prepare_files
+    from dataset.presence import check_places
+    from utils.remote import RemoteOutput, local_copy
 
-    prepare_files(config.data, ("test",) if is_evaluation else SPLITS, say)
+    splits = ("test",) if arguments.evaluate else SPLITS
+    prepare_files(config.data, splits, say)
+    check_places(config.data, splits)
+    for path in (config.init.checkpoint, config.init.image):
+        local_copy(path)
+    if arguments.remote_output and not arguments.restart:
+        RemoteOutput(arguments.remote_output, Path(config.output_dir)).fetch()
 
 
 def find_processes(arguments: argparse.Namespace) -> Processes:
@@ -238,11 +248,14 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     import torch
 
     from utils import distributed
+    from utils.remote import sent_when_left
 
-    started = time.time()
+    started, output_dir = time.time(), Path(config.output_dir)
     torch.autograd.set_detect_anomaly(arguments.debug)
-    with process_group(config.seed) as device:
-        output_dir = Path(config.output_dir)
+    with (
+        process_group(config.seed) as device,
+        sent_when_left(arguments.remote_output, output_dir, is_main=distributed.is_main()),
+    ):
         if distributed.is_main():
             prepare_output(output_dir, config, argv, restart=arguments.restart)
         distributed.barrier()

@@ -15,6 +15,7 @@ from compat.processes import Processes
 from utils.config import ConfigError
 from utils.config_tree import Node, fill_placeholders, join, parse_override, plain, read_file, read_tree
 from utils.registry import nearest
+from utils.remote import is_remote, local_copy
 
 COMMAND_LINE = "command line"
 FEWSHOT_SUFFIX = "_fewshot"
@@ -28,6 +29,15 @@ class Plan:
     processes: Processes
     notices: list[str] = field(default_factory=list)
     actions: set[str] = field(default_factory=set)
+
+
+def place_output(arguments: Namespace) -> str | None:
+    """Let a run whose output folder is an address work in a local folder; the address, which stands for itself."""
+    address = arguments.output_dir
+    if not address or not is_remote(address):
+        return None
+    arguments.output_dir = f"output/{address.rstrip('/').rpartition('/')[2]}"
+    return address
 
 
 def settle(arguments: Namespace, processes: Processes, default_config: Mapping[str, str], root: Path) -> Plan:
@@ -112,7 +122,7 @@ def _named_config(
     prefers = "ccrk" if arguments.ft_para or arguments.pret_para or arguments.model == "ccrk" else ""
     count = lambda name: count_data_files(root / name)  # noqa: E731
     if arguments.config:
-        path = _locate(arguments.config, root)
+        path = _locate(local_copy(arguments.config), root)
         ours = OUR_CONFIG.get(path.name)
         if path.is_file() or not ours:
             return path
@@ -151,7 +161,7 @@ def _refuse_unfilled(tree: Node) -> None:
         raise ConfigError(f"{tree.place}: '{tree.value}' has a place to fill; give --fewshot LANGUAGE,SHOTS as de,100")
 
 
-def _locate(named: str, root: Path) -> Path:
+def _locate(named: str | Path, root: Path) -> Path:
     """The path as given, or below the repository when it is not below the working folder."""
     path = Path(named)
     return root / path if not path.exists() and (root / path).exists() else path

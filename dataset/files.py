@@ -14,6 +14,8 @@ from typing import Any
 
 import fsspec
 
+from utils.remote import is_remote
+
 MAX_OPEN_HANDLES = 64
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
@@ -51,10 +53,6 @@ def join_path(root: str, path: str) -> str:
     if root.lower().endswith(".zip"):
         return f"{root}::{path}"
     return root + path if root.endswith(("/", "::")) else f"{root}/{path}"
-
-
-def is_remote(path: str) -> bool:
-    return "://" in path.partition("::")[0]
 
 
 @dataclass

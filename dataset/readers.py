@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dataset.files import BadRecord, DataError, Files, Stamp, is_remote
+from dataset.files import BadRecord, DataError, Files, Stamp
+from utils.remote import is_remote
 
 INDEX_VERSION = 1
 HEADER = 5  # version, file size, time of change, number of lines, number of blank lines

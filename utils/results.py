@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from utils.config import ConfigError
+from utils.remote import open_system, put_file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -21,10 +19,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def check_remote(remote: str | None) -> None:
     """Raise ConfigError if there is no file system for this address."""
-    try:
-        fsspec.url_to_fs(remote or "")
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"{remote}: cannot be reached: {error}") from error
+    open_system(remote or "")
 
 
 def upload(output_dir: Path, remote: str) -> None:
@@ -33,7 +28,4 @@ def upload(output_dir: Path, remote: str) -> None:
     best = output_dir / "checkpoints" / "best"
     files += [path for path in best.rglob("model.safetensors")] if best.exists() else []
     for path in files:
-        target = f"{remote.rstrip('/')}/{path.relative_to(output_dir)}"
-        filesystem, place = fsspec.url_to_fs(target)
-        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(path), place)
+        put_file(path, f"{remote.rstrip('/')}/{path.relative_to(output_dir)}")

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+
+from dataset.data import DataConfig
+from dataset.presence import check_places
+from dataset.retrieval import FlickrLines, ImageTextPairs
+
+
+def config(tmp_path, **sections):
+    return DataConfig(tokenizer="t", **sections)
+
+
+def test_every_missing_file_and_folder_is_in_one_message(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"caption": "x", "image": "flickr30k-images/1.jpg"}]))
+    train = ImageTextPairs.Config({"en": f"{tmp_path}/a.json"}, image_root=f"{tmp_path}/images")
+    test = ImageTextPairs.Config({"en": f"{tmp_path}/absent.json", "de": f"{tmp_path}/a.json"})
+    with pytest.raises(FileNotFoundError) as error:
+        check_places(config(tmp_path, train=train, test=test), ("train", "val", "test"))
+    assert f"{tmp_path}/images/flickr30k-images: no such folder; pictures of {tmp_path}/a.json" in str(error.value)
+    assert f"{tmp_path}/absent.json: no such data file or folder" in str(error.value)
+    check_places(config(tmp_path, train=train), ("test",))  # not read, not missed
+
+
+def test_both_folders_of_lines_that_need_two_are_looked_for(tmp_path):
+    lines = [{"sentences": ["a"], "img_path": name} for name in ("1.jpg", "COCO_val2014_1.jpg")]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "flickr").mkdir()
+    roots = {"flickr_root": f"{tmp_path}/flickr", "coco_root": f"{tmp_path}/val2014"}
+    section = FlickrLines.Config({"de": f"{tmp_path}/t.jsonl"}, **roots)
+    with pytest.raises(FileNotFoundError, match="val2014: no such folder") as error:
+        check_places(config(tmp_path, test=section), ("test",))
+    assert "flickr:" not in str(error.value)
