@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from dataset.data import DataConfig
+from dataset.labelled import LabelledConfig
 from dataset.streams import StreamConfig, check_streams
 from models.model import Model
 from objectives import OBJECTIVES
@@ -77,7 +78,24 @@ class Config:
         self._check_objectives("objectives", self.objectives)
         for name, stream in self.streams.items():
             self._check_objectives(f"streams.{name}.objectives", stream.objectives)
+        if "classify" in self.objectives:
+            self._check_labelled_data()
         check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)
+
+    def _check_labelled_data(self) -> None:
+        """Texts with classes need a model with as many classes that reads as many images."""
+        for split in ("train", "val", "test"):
+            section = getattr(self.data, split)
+            if section is None:
+                continue
+            if not isinstance(section, LabelledConfig):
+                raise ValueError(f"objectives.classify needs labelled texts, but data.{split} is {section.name}")
+            wanted = {"text_fusion.num_images": section.num_images, "classifier.num_classes": section.num_classes}
+            for name, number in wanted.items():
+                part, key = name.split(".")
+                found = getattr(getattr(self.model, part), key, None)
+                if found != number:
+                    raise ValueError(f"data.{split} ({section.name}) needs model.{name}: {number}, found {found}")
 
     def _check_objectives(self, place: str, objectives: dict[str, Any]) -> None:
         for name in ("itm", "mlm"):

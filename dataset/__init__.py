@@ -11,6 +11,8 @@ DATASETS = Registry(
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",
         "xflickrco": "dataset.retrieval:FlickrLines",
         "wit": "dataset.retrieval:WitLines",
+        "xvnli": "dataset.labelled:Entailment",
+        "nlvr": "dataset.labelled:PicturePairs",
     },
 )
 

@@ -159,6 +159,7 @@ class LabelledBatch(Transferable):
     texts: TextBatch
     labels: Tensor
     skipped: list[Skipped] = field(default_factory=list)
+    stream: str = "image"
 
     @property
     def image_of_text(self) -> Tensor:

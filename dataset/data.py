@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from dataset import DATASETS, TRANSFORMS
 from dataset.bad_records import BadRecords
 from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, ImageReader
+from dataset.labelled import LabelledSet
 from dataset.loader import Loader
 from dataset.readers import list_files
 from dataset.samples import Preprocessing, stable_id
@@ -28,6 +29,7 @@ THUMBNAIL_SIZE = 96
 SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 
 @runtime_checkable
@@ -55,6 +57,7 @@ class DataConfig:
     max_tokens: int = 40
     max_words: int = 40
     truncate: bool = True  # False keeps training captions whole, as Multi30K and MSCOCO fine-tuning do
+    truncate_evaluation: bool = True
     drop_last: bool = True
     num_workers: int = 0
     max_bad_share: float = 0.01
@@ -97,6 +100,7 @@ class Data:
         self.streams, self.grid = dict(streams or {}), grid
         self.tokenizer = load_tokenizer(config.tokenizer)
         self._galleries: dict[str, dict[str, list[Gallery]]] = {}
+        self._labelled: dict[str, dict[str, LabelledSet]] = {}
         self._places: dict[str, tuple[ImageReader, int]] = {}
 
     def check(self, splits: tuple[str, ...] = SPLITS) -> None:
@@ -151,16 +155,33 @@ class Data:
         if getattr(self.config, split) is None:
             return {}
         if split not in self._galleries:
-            dataset, bad_records = self.dataset(split), BadRecords(self.config.max_bad_share)
-            self._count(dataset, bad_records)
-            found = dataset.galleries(bad_records, self.config.num_workers)
-            wanted = [language for language in self.config.languages if language in found]
-            if self.config.languages and not wanted:
-                raise DataError(f"data.{split} has none of the wanted languages; found: {', '.join(found)}")
-            self._galleries[split] = {name: found[name] for name in wanted or found}
+            dataset, bad_records = self._open(split)
+            self._galleries[split] = self._chosen(split, dataset.galleries(bad_records, self.config.num_workers))
         for gallery in (fold for folds in self._galleries[split].values() for fold in folds):
             self._places.update({p: (gallery.reader, r) for p, r in zip(gallery.image_paths, gallery.records)})
         return self._galleries[split]
+
+    def labelled_sets(self, split: str) -> dict[str, LabelledSet]:
+        """The labelled texts of every language of a split; {} if the split is not configured."""
+        if getattr(self.config, split) is None:
+            return {}
+        if split not in self._labelled:
+            dataset, bad_records = self._open(split)
+            self._labelled[split] = self._chosen(split, dataset.labelled_sets(bad_records, self.config.num_workers))
+        return self._labelled[split]
+
+    def _open(self, split: str) -> tuple[Any, BadRecords]:
+        """The data set of a split for evaluation, and the account of what it leaves out."""
+        dataset, bad_records = self.dataset(split), BadRecords(self.config.max_bad_share)
+        self._count(dataset, bad_records)
+        return dataset, bad_records
+
+    def _chosen(self, split: str, found: dict[str, Found]) -> dict[str, Found]:
+        """The wanted ones of what a split has by language."""
+        wanted = [language for language in self.config.languages if language in found]
+        if self.config.languages and not wanted:
+            raise DataError(f"data.{split} has none of the wanted languages; found: {', '.join(found)}")
+        return {name: found[name] for name in wanted or found}
 
     def thumbnail(self, path: str) -> str:
         """A picture of the galleries read last as a small data URI; empty if it cannot be read."""
@@ -193,7 +214,7 @@ class Data:
             transform=TRANSFORMS.load(transform.name)(transform, self.image_size),
             max_tokens=self.config.max_tokens,
             max_words=self.config.max_words,
-            truncate=self.config.truncate or not is_training,
+            truncate=self.config.truncate if is_training else self.config.truncate_evaluation,
             masker=self._masker(self.config.mask) if is_training and self.has_masks else None,
             cache_dir=self._cache_dir,
         )

@@ -17,7 +17,6 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery, split_folds
 from dataset.readers import Records
 from dataset.samples import (
-    UNKNOWN_LANGUAGE,
     Contents,
     Preprocessing,
     Sample,
@@ -28,6 +27,7 @@ from dataset.samples import (
     read_image,
     stable_id,
 )
+from dataset.sections import FilesConfig, field_of, locate, text_of
 from dataset.wit import join_if_absent
 
 
@@ -46,20 +46,17 @@ class Entry:
 
 
 @dataclass
-class PairsConfig:
-    """What the three layouts have in common; `files` by language, or a list where the language does not matter."""
+class PairsConfig(FilesConfig):
+    """What the three layouts have in common."""
 
-    files: dict[str, str | list[str]] | list[str]
-    limit: int = 0  # only that many records of each language; 0 takes all
     # Evaluation: contiguous parts of the pictures, each searched alone, numbers averaged; for all or by language.
     folds: int | dict[str, int] = 1
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise ValueError("files is empty; name a file per language, such as {en: train.en.json}")
+        super().__post_init__()
         folds = self.folds.values() if isinstance(self.folds, dict) else [self.folds]
-        if self.limit < 0 or any(number < 1 for number in folds):
-            raise ValueError(f"limit must be at least 0 and folds at least 1; found {self.limit} and {self.folds}")
+        if any(number < 1 for number in folds):
+            raise ValueError(f"folds must be at least 1, found {self.folds}")
 
     def folds_of(self, language: str) -> int:
         return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
@@ -72,28 +69,9 @@ class PairsConfig:
         """Parts that the pictures of a language are searched in."""
         return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
 
-    def files_by_language(self) -> dict[str, list[str]]:
-        files = self.files if isinstance(self.files, dict) else {UNKNOWN_LANGUAGE: list(self.files)}
-        return {language: [paths] if isinstance(paths, str) else list(paths) for language, paths in files.items()}
-
-
-def field_of(record: dict[str, Any], *keys: str) -> Any:
-    """The value under the first of the keys that is there; BadRecord names what was found instead."""
-    for key in keys:
-        if record.get(key) is not None:
-            return record[key]
-    found = ", ".join(map(str, record)) or "none"
-    raise BadRecord(f"missing {keys[0]}", f"field '{keys[0]}' is missing; found: {found}")
-
 
 def _as_list(captions: Any) -> list[Any]:
     return captions if isinstance(captions, list) else [captions]
-
-
-def _as_text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRecord(f"missing {name}", f"field '{name}' must be a string, found {type(value).__name__}")
-    return value
 
 
 class ImageTextPairs:
@@ -105,7 +83,7 @@ class ImageTextPairs:
         image_root: str = ""
 
         def read(self, record: dict[str, Any]) -> Entry:
-            image = _as_text(field_of(record, "image", "image_path"), "image")
+            image = text_of(field_of(record, "image", "image_path"), "image")
             number = record.get("image_id")
             captions = _as_list(field_of(record, "caption", "text"))
             key = image_key(image)
@@ -188,11 +166,8 @@ class ImageTextPairs:
         raise IndexError(f"record {number} beyond {self.num_records}")
 
     def _locate(self, index: int) -> tuple[int, _Part, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        language = int(np.searchsorted(self.ends, index, side="right"))
-        start = int(self.ends[language - 1]) if language else 0
-        return language, self.parts[self.languages[language]], index - start
+        language, k = locate(self.ends, index)
+        return language, self.parts[self.languages[language]], k
 
     def _items(self, part: _Part) -> list[GalleryItem]:
         items: dict[str, GalleryItem] = {}
@@ -213,7 +188,7 @@ class FlickrLines(ImageTextPairs):
         coco_root: str = "images/val2014"
 
         def read(self, record: dict[str, Any]) -> Entry:
-            path = _as_text(field_of(record, "img_path"), "img_path")
+            path = text_of(field_of(record, "img_path"), "img_path")
             root = self.coco_root if "COCO" in path else self.flickr_root
             return Entry(path, root, path, _as_list(field_of(record, "sentences")), path)
 
@@ -237,8 +212,8 @@ class WitLines(ImageTextPairs):
                 join_if_absent(own, self.annotation_root, pixels, notify)
 
         def read(self, record: dict[str, Any]) -> Entry:
-            url = _as_text(field_of(record, "image_url"), "image_url")
-            content = _as_text(field_of(record, "image_content"), "image_content")
+            url = text_of(field_of(record, "image_url"), "image_url")
+            content = text_of(field_of(record, "image_content"), "image_content")
             return Entry(content, "", url, [field_of(record, "caption_reference_description")], url)
 
         def clean(self, caption: Any, max_words: int) -> str:

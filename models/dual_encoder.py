@@ -25,7 +25,7 @@ class ImageState:
     """Images after the tower: tokens (M, N, D), token 0 global, and unit embeddings (M, E) where they are projected."""
 
     tokens: Tensor
-    embed: Tensor | None
+    embed: Tensor | None = None
 
 
 class DualEncoder(nn.Module):

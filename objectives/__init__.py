@@ -10,6 +10,8 @@ OBJECTIVES = Registry(
         "mixup": "objectives.mixup:CoinFlipMixup",
         "one_to_k": "objectives.contrastive:OneToK",
         "itm": "objectives.matching:HardNegativeMatching",
+        "classify": "objectives.labels:ClassPrediction",
+        "picture_pairs": "objectives.picture_pairs:PicturePairs",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",
     },
 )

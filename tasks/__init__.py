@@ -10,6 +10,9 @@ TASKS = Registry(
         "itr_coco": "tasks.image_text:ImageText",
         "xflickrco": "tasks.image_text:ImageText",
         "wit": "tasks.image_text:ImageText",
+        "xvnli": "tasks.image_text:ImageText",
+        "nlvr": "tasks.image_text:ImageText",
+        "nlvr_pretrain": "tasks.image_text:ImageText",
     },
 )
 
@@ -20,6 +23,9 @@ DEFAULT_CONFIG = {
     "itr_coco": "configs/cclm/retrieval_coco_all.yaml",
     "xflickrco": "configs/cclm/xflickrco.yaml",
     "wit": "configs/cclm/wit.yaml",
+    "xvnli": "configs/cclm/xvnli.yaml",
+    "nlvr": "configs/cclm/nlvr.yaml",
+    "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
 }
 
 # What --task may name besides: programs with settings of their own (tasks/tool.py).
@@ -31,4 +37,7 @@ TOOLS = Registry(
 )
 
 # How a run's `evaluation` section scores a split.
-EVALUATIONS = Registry("evaluation", {"retrieval": "tasks.retrieval:RetrievalEvaluation"})
+EVALUATIONS = Registry(
+    "evaluation",
+    {"retrieval": "tasks.retrieval:RetrievalEvaluation", "labels": "tasks.classify:LabelEvaluation"},
+)

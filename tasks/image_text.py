@@ -1,6 +1,4 @@
-"""Training on images with captions, and retrieval as its evaluation: pre-training and retrieval fine-tuning of every
-system.
-"""
+"""Training on images with texts: pre-training, retrieval and classification of every system."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.batch import ImageTextBatch
+from dataset.batch import ImageTextBatch, LabelledBatch
 from dataset.data import Data
 from dataset.streams import MAIN, StreamConfig
 from models.model import Model
@@ -20,21 +18,19 @@ from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
 from objectives.step import Mix, Step
-from tasks.retrieval import RetrievalEvaluation
+from tasks import EVALUATIONS
 from tasks.task import Task
 
 
 class ImageText(Task):
     """Encodes every image and text of a batch once; all objectives of the config read the same encodings."""
 
-    headline = "r_mean"
-
     def __init__(
         self,
         model: Model,
         objectives: dict[str, Any],
         data: Data,
-        evaluation: RetrievalEvaluation,
+        evaluation: Any,
         streams: Mapping[str, StreamConfig] | None = None,
     ) -> None:
         super().__init__()
@@ -42,7 +38,7 @@ class ImageText(Task):
         self.objectives = build_objectives(objectives)
         further = streams or {}
         self.stream_objectives = {name: build_objectives(stream.objectives) for name, stream in further.items()}
-        self.data, self.evaluation = data, evaluation
+        self.data, self.evaluation, self.headline = data, evaluation, evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
         matching = objectives.get("itm")
@@ -63,14 +59,14 @@ class ImageText(Task):
         data.check(splits)
         check_tokenizer(data, config.model.text_encoder)
         model = Model(config.model)
-        evaluation = RetrievalEvaluation(config.evaluation, data, config.output_dir)
+        evaluation = EVALUATIONS.load(config.evaluation.name)(config.evaluation, data, config.output_dir)
         return cls(model, config.objectives, data, evaluation, config.streams)
 
-    def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+    def forward(self, batch: ImageTextBatch | LabelledBatch) -> dict[str, Tensor]:
         """Weighted losses of the batch's stream by objective; those of further streams as `stream/objective`."""
         return self.losses(self.encode(batch), batch.stream)
 
-    def encode(self, batch: ImageTextBatch) -> Step:
+    def encode(self, batch: ImageTextBatch | LabelledBatch) -> Step:
         """Images and texts of a batch after the towers, mixed where the step mixes them."""
         mix = self.draw_mix()
         if mix is None or not mix.is_image:
@@ -121,7 +117,7 @@ class ImageText(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, Any]:
-        """Retrieval in both directions over every set of the split."""
+        """The config's evaluation over every set of the split."""
         was_training = self.model.training
         self.model.eval()
         metrics = self.evaluation(self.model, split)
@@ -129,8 +125,9 @@ class ImageText(Task):
         return metrics
 
     def fresh_parameters(self) -> set[str]:
-        """Cross-attention, projections, match head and temperature: in no public tower."""
-        beginnings = ("model.image_projection", "model.text_projection", "model.match_head", "model.temperature")
+        """Cross-attention, projections, heads and temperature: in no public tower."""
+        parts = ("image_projection", "text_projection", "match_head", "classifier", "temperature")
+        beginnings = tuple(f"model.{part}." for part in parts)
         return {n for n, _ in self.named_parameters() if n.startswith(beginnings) or ".cross_attention." in n}
 
 

@@ -34,11 +34,9 @@ from utils.metrics import (
     retrieval_metrics,
     retrieval_ranks,
 )
+from utils.precision import DTYPES, Precision
 
 log = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -56,6 +54,8 @@ class EncodedImages:
 
 class RetrievalEvaluation:
     """Scores every gallery of a split and writes the pictures that the report shows."""
+
+    headline = "r_mean"
 
     @dataclass
     class Config:
@@ -123,7 +123,7 @@ class RetrievalEvaluation:
 
     def autocast(self, model: Model) -> torch.autocast:
         """The precision of the evaluation."""
-        dtype = _DTYPES.get(self.config.precision)
+        dtype = DTYPES.get(self.config.precision)
         return torch.autocast(_device(model).type, dtype, enabled=dtype is not None)
 
     def encode_images(self, model: Model, galleries: list[Gallery]) -> EncodedImages:

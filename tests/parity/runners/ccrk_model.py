@@ -77,7 +77,8 @@ def build_model(tree: dict[str, Any], state: dict[str, Tensor]) -> Model:
 def without_dropout(model: Model) -> Model:
     """The temperature in training mode (it is clamped there), everything else in evaluation mode."""
     model.eval()
-    model.temperature.train()
+    if model.temperature is not None:
+        model.temperature.train()
     return model
 
 
