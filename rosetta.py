@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,20 +137,48 @@ def find_config(weights: Path) -> Path:
     return ROOT / released
 
 
-def load_weights(model: Model, path: str | os.PathLike, allow_missing: Sequence[str] = ()) -> list[str]:
+def load_weights(
+    model: Model,
+    path: str | os.PathLike,
+    allow_missing: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> list[str]:
     """Fill the model from a checkpoint of any known layout; returns notes on what was left out and why.
 
     Raises ValueError that lists every missing, unexpected or misshapen key that has no explanation; allow_missing names
-    beginnings of our keys that may stay fresh.
+    beginnings of our keys that may stay fresh, `only` beginnings of those that are filled, all others then stay.
+    `rename` changes beginnings of the file's own keys first.
     """
     from compat.weights import tensors_of, translate
     from utils.checkpoint import read_weights
     from utils.config import to_tree
 
-    translation = translate(tensors_of(read_weights(path)), to_tree(model.config))
+    translation = translate(renamed(tensors_of(read_weights(path)), rename or {}), to_tree(model.config))
+    if only:
+        translation.state = {name: value for name, value in translation.state.items() if name.startswith(tuple(only))}
+        allow_missing = [name for name in model.state_dict() if not name.startswith(tuple(only))]
     return _fill(model, translation.state, path, allow_missing, translation.unexpected) + [
         f"{name} left out: {reason}" for name, reason in translation.left_out.items()
     ]
+
+
+def renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state with other beginnings of names; every rule must find one, and no two names may become one."""
+    for old, new in rename.items():
+        if not any(name.startswith(old) for name in state):
+            raise ValueError(f"init.rename: no key begins with '{old}'; keys are like {', '.join(list(state)[:3])}")
+        changed = [new + name.removeprefix(old) if name.startswith(old) else name for name in state]
+        if len(set(changed)) < len(changed):
+            raise ValueError(f"init.rename: '{old}' -> '{new}' gives two keys the same name")
+        state = dict(zip(changed, state.values(), strict=True))
+    return dict(state)
+
+
+def load_checkpoint(task: Task, source: Path, init: InitConfig) -> list[str]:
+    """`load_weights` as `init` says."""
+    return load_weights(task.model, source, init.allow_missing, only=init.only, rename=init.rename)
 
 
 def load_public_weights(model: Model, *, text: str = "", image: str = "") -> list[str]:
@@ -181,7 +209,7 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     notes = []
     if init.checkpoint or is_evaluation:
         source = find_weights(local_copy(init.checkpoint or config.output_dir))
-        notes += [f"weights from {source}", *load_weights(task.model, source, init.allow_missing)]
+        notes += [f"weights from {source}", *load_checkpoint(task, source, init)]
     elif init.text or init.image:
         text, image = (str(local_copy(path)) if path else "" for path in (init.text, init.image))
         notes += load_public_weights(task.model, text=text, image=image)
@@ -194,7 +222,7 @@ def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
     """The language's own checkpoint; English has none of its own and keeps init.checkpoint."""
     own = Path(init.checkpoint_by_language.replace("{language}", language))
     source = find_weights(Path(init.checkpoint) if language == "en" and init.checkpoint and not own.exists() else own)
-    load_weights(task.model, source, init.allow_missing)
+    load_checkpoint(task, source, init)
     log.info("%s: weights from %s", language, source)
 
 

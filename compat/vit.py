@@ -43,7 +43,7 @@ def to_timm(state: State, image: dict[str, Any]) -> State:
         state = {_cclm_name(name): value for name, value in state.items()}
         ours = _from_clip(state, image["num_layers"])
         has_class_token = True
-    ours["pos_embed"] = interpolate_positions(ours["pos_embed"], grid, has_class_token)
+    ours["pos_embed"] = interpolate_positions(ours["pos_embed"], grid, int(has_class_token))
     return ours
 
 
@@ -71,11 +71,10 @@ def _cclm_name(name: str) -> str:
     )
 
 
-def interpolate_positions(table: Tensor, grid: int, has_class_token: bool) -> Tensor:
-    """A position table (1, c + g^2, D) for another grid: (1, c + grid^2, D); the class token's row is kept, bicubic
-    else.
+def interpolate_positions(table: Tensor, grid: int, kept: int) -> Tensor:
+    """A position table (1, c + g^2, D) for another grid: (1, c + grid^2, D), bicubic; the first c = `kept` rows, those
+    of the class token and its like, stay.
     """
-    kept = int(has_class_token)
     side = round((table.shape[1] - kept) ** 0.5)
     if side == grid:
         return table

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from compat import bert, cclm_weights, r2d2_weights, swin, vit
+from compat import bert, cclm_weights, r2d2_weights, swin, vit, zerovl_weights
 from compat.layout import State, Translation
 from compat.parts import fit_parts
 
 # Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
-SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights}  # CCRK's weights are CCLM's, PRD2's are R2D2's
+# CCRK's weights are CCLM's, PRD2's are R2D2's.
+SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights, "zerovl": zerovl_weights}
 # What `--task export --to` may name: the system and its stage.
 EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
@@ -26,6 +27,7 @@ EXPORTS = {
     "ccrk_finetune": ("cclm", "finetune"),
     "r2d2": ("r2d2", "r2d2"),
     "prd2": ("r2d2", "prd2"),
+    "zerovl": ("zerovl", "clip"),
 }
 
 _OUR_PREFIX = "model."
@@ -34,10 +36,11 @@ _TASK_STATE = "_extra_state"
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
-    """The state dict inside a file's content: bare, or under `model` or `state_dict`; `module.` prefixes are
-    removed.
+    """The state dict inside a file's content: bare, or under `model`, `model_state_dict` or `state_dict`.
+
+    `module.` prefixes are removed.
     """
-    for key in ("model", "state_dict"):
+    for key in ("model", "model_state_dict", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
     state = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -29,6 +29,8 @@ class InitConfig:
     text: str = ""  # folder of a BERT, RoBERTa or XLM-R model from Hugging Face
     image: str = ""  # file of a Swin or ViT, in the original or the timm layout
     allow_missing: list[str] = field(default_factory=list)  # beginnings of names that a checkpoint may lack
+    only: list[str] = field(default_factory=list)  # beginnings of our names that a checkpoint fills; none: all
+    rename: dict[str, str] = field(default_factory=dict)  # beginnings of a checkpoint's own names -> what they become
 
 
 @dataclass

@@ -117,10 +117,10 @@ def test_clip_layout_gives_the_numbers_of_hugging_face():
 
 def test_positions_keep_the_class_token_and_reach_the_new_grid():
     table = torch.randn(1, 1 + 4, 6)
-    found = vit.interpolate_positions(table, 4, has_class_token=True)
+    found = vit.interpolate_positions(table, 4, 1)
     assert found.shape == (1, 17, 6)
     assert torch.equal(found[:, 0], table[:, 0])
-    assert torch.equal(vit.interpolate_positions(table, 2, has_class_token=True), table)
+    assert torch.equal(vit.interpolate_positions(table, 2, 1), table)
 
 
 def test_clip_tower_is_written_back_key_by_key():

@@ -1,0 +1,250 @@
+"""ZeroVL's losses on given embeddings, its decoupled step, and short training runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from compat.weights import to_original
+from dataset.batch import ImageTextBatch
+from models.heads import Temperature
+from objectives.contrastive import PairContrastive, gathered_contrastive_losses
+from objectives.mixup import CoinFlipMixup
+from objectives.step import Mix, Step
+from tasks.image_text import ImageText
+from tests.parity.runners.common import (
+    GRADIENT_TOLERANCE,
+    LOSS_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    Case,
+    assert_close,
+    read_case,
+    run_on_ranks,
+)
+from tests.parity.runners.zerovl_model import accuracy, build_model, make_batch, model_tree
+from utils.decoupled import Replay, decoupled_backward
+from utils.distributed import all_reduce_sum, gather_rows, rank, rank_group, world_size
+
+CPU = torch.device("cpu")
+
+
+def run_losses(folder: Path) -> None:
+    case = read_case(folder)
+    if case.config.get("world_size", 1) == 1:
+        check_losses(0, case)
+    else:
+        run_on_ranks(check_losses, case.config["world_size"], case)
+
+
+def check_losses(number: int, case: Case) -> None:
+    many = case.config.get("world_size", 1) > 1
+    for variant in case.config["variants"]:
+        inputs = {name: value[number] if many else value for name, value in case.inputs.items()}
+        prefix = f"rank{number}.{variant['name']}." if many else f"{variant['name']}."
+        expected = {n.removeprefix(prefix): v for n, v in case.outputs.items() if n.startswith(prefix)}
+        check_variant(variant, inputs, expected)
+
+
+def check_variant(variant: dict[str, Any], inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The mean loss over ranks, this rank's directions, and its gradients."""
+    image, text = (inputs[f"{side}_emb"].clone().requires_grad_() for side in ("image", "text"))
+    objective = make_objective(variant)
+    temperature = Temperature(Temperature.Config(clamps="used"))
+    temperature.value.data.fill_(variant["temperature"])
+    step = make_step(image, text, temperature, variant, inputs)
+    if is_ignored_locally(variant):
+        loss = objective(step) * (1 - inputs["ignore_mask"].mean())
+    else:
+        loss = objective(step) - loss_of_ignored(variant, inputs)
+    loss.backward()
+    assert_close(all_reduce_sum(loss), all_reduce_sum(expected["loss"]), f"{variant['name']} loss", LOSS_TOLERANCE)
+    for side, x in (("image", image), ("text", text)):
+        assert_relative(x.grad, expected[f"grad_{side}"], f"{variant['name']} grad_{side}")
+    # A rank's own loss depends on which half of the matrix it computes; the sum over ranks does not.
+    found, wanted = all_reduce_sum(temperature.value.grad), all_reduce_sum(expected["grad_temperature"])
+    assert_relative(found, wanted, f"{variant['name']} grad_temperature")
+    if "i2t_loss" in expected:
+        with torch.no_grad():
+            for name, sides in (("i2t", (image, text)), ("t2i", (text, image))):
+                own = row_loss(objective, make_step(*sides, temperature, variant, inputs))
+                own = own - loss_of_ignored(variant, inputs)
+                assert_close(own, expected[f"{name}_loss"], f"{variant['name']} {name}_loss", LOSS_TOLERANCE)
+    check_accuracy(image.detach(), text.detach(), variant, inputs, expected)
+
+
+def make_objective(variant: dict[str, Any]) -> PairContrastive | CoinFlipMixup:
+    gather = "exact" if variant.get("gather_backward", True) else "constant"
+    if not variant.get("global_reduce", True):
+        gather = "none"
+    group_size = max(variant.get("group_size", 0), 0)
+    config = PairContrastive.Config(gather=gather, smoothing=variant.get("smoothing", 0.0), group_size=group_size)
+    if variant["loss"] == "NCE":
+        return PairContrastive(config)
+    return CoinFlipMixup(CoinFlipMixup.Config(objective=config))
+
+
+def loss_of_ignored(variant: dict[str, Any], inputs: dict[str, Tensor]) -> float:
+    """What ignored samples add to the loss. The original leaves their rows out of the sum, and their logits are 0 in
+    all others; with vectors of zeros their rows are uniform instead, log(columns) without gradient.
+    """
+    if not variant.get("ignore_mask"):
+        return 0.0
+    size = len(inputs["ignore_mask"])
+    return float(inputs["ignore_mask"].sum()) / size * math.log(size * world_size())
+
+
+def is_ignored_locally(variant: dict[str, Any]) -> bool:
+    """Without global_reduce the original masks the mean, which is one number: the loss times the share of the kept."""
+    return bool(variant.get("ignore_mask")) and not variant.get("global_reduce", True)
+
+
+def make_step(image: Tensor, text: Tensor, temperature: Temperature, variant: dict, inputs: dict) -> Step:
+    if variant.get("ignore_mask"):
+        kept = ~inputs["ignore_mask"].bool()[:, None]
+        image, text = image if is_ignored_locally(variant) else image * kept, text * kept
+    mix = None
+    if "image_alpha" in variant or "text_alpha" in variant:
+        side = "image" if "image_alpha" in variant else "text"
+        mix = Mix(variant[f"{side}_alpha"], side == "image")
+    number = torch.arange(len(image))
+    batch = SimpleNamespace(image_id=number, image_of_text=number)
+    images, texts = SimpleNamespace(embed=image), SimpleNamespace(embed=text)
+    return Step(SimpleNamespace(temperature=temperature), batch, images, texts, mix=mix)
+
+
+def row_loss(objective: PairContrastive | CoinFlipMixup, step: Step) -> Tensor:
+    """The loss of this rank's rows alone, with its own share of the mixup."""
+    inner = getattr(objective, "objective", objective)
+    image_id, text_id = inner.ids(step)
+
+    def rows(ids: Tensor) -> Tensor:
+        embeds = step.images.embed, step.texts.embed
+        options = {"gather": "constant", "smoothing": inner.config.smoothing, "group_size": inner.config.group_size}
+        return gathered_contrastive_losses(*embeds, step.temperature, ids, text_id, **options)[0]
+
+    if step.mix is None:
+        return rows(image_id)
+    return step.mix.share * rows(image_id) + (1 - step.mix.share) * rows(image_id.flip(0))
+
+
+def check_accuracy(image: Tensor, text: Tensor, variant: dict, inputs: dict, expected: dict[str, Tensor]) -> None:
+    if "ignore_mask" in variant or "i2t_acc" not in expected:
+        return
+    is_local = not variant.get("global_reduce", True)
+    group = rank_group(max(variant.get("group_size", 0), 0))
+    start = 0 if is_local else len(image) * (rank() if group is None else torch.distributed.get_rank(group))
+    for name, rows, columns in (("i2t", image, text), ("t2i", text, image)):
+        every = columns if is_local else gather_rows(columns, "none", group=group)
+        hits = (rows @ every.T).argmax(1) == torch.arange(start, start + len(rows))
+        assert_close(hits.float().mean(), expected[f"{name}_acc"], f"{variant['name']} {name}_acc")
+
+
+def assert_relative(found: Tensor, expected: Tensor, what: str, tolerance: float = GRADIENT_TOLERANCE) -> None:
+    """Relative to the largest value of the tensor; what is zero in exact arithmetic holds rounding noise only."""
+    difference = float((found.detach().reshape(expected.shape) - expected).abs().max())
+    scale = float(expected.abs().max())
+    assert difference <= max(tolerance * scale, 1e-6), f"{what}: differs by {difference:.3g}, largest value {scale:.3g}"
+
+
+def run_dga(folder: Path) -> None:
+    case = read_case(folder)
+    if case.config.get("world_size", 1) == 1:
+        check_dga(0, case)
+    else:
+        run_on_ranks(check_dga, case.config["world_size"], case)
+
+
+def make_task(config: dict[str, Any], variant: dict[str, Any], state: dict[str, Tensor]) -> ImageText:
+    is_learned = variant["temperature_name"] == "parameter"
+    model = build_model(model_tree(config["model"], variant["temperature"], is_learned=is_learned), state)
+    objective = PairContrastive.Config()
+    if variant.get("mix") or variant.get("loss") == "MixUpNCE":
+        objective = CoinFlipMixup.Config(objective=objective, beta=config.get("beta", 0.1))
+    task = ImageText(model, {objective.name: objective}, None, None).train()
+    if variant.get("mix"):
+        task.mixup.draw = lambda step: Mix(variant["alpha"], variant["mix"] == "image")
+    return task
+
+
+def check_dga(number: int, case: Case) -> None:
+    config, num_ranks = case.config, case.config.get("world_size", 1)
+    local, part = config["batch_size"] // num_ranks, config["batch_size_train"] // num_ranks
+    inputs = {name: value[number * local : (number + 1) * local] for name, value in case.inputs.items()}
+    whole = make_batch(inputs["image"], inputs["input_ids"], inputs["attention_mask"])
+    starts = range(0, local, part)
+    parts = [make_batch(*(inputs[n][s : s + part] for n in ("image", "input_ids", "attention_mask"))) for s in starts]
+    for variant in config["variants"]:
+        prefix = (f"rank{number}." if num_ranks > 1 else "") + variant["name"]
+        expected = {n.removeprefix(f"{prefix}."): v for n, v in case.outputs.items() if n.startswith(f"{prefix}.")}
+        for kind, batches in (("dga", parts), ("reference", parts), ("plain", [whole])):
+            own = {n.removeprefix(f"{kind}."): v for n, v in expected.items() if n.startswith(f"{kind}.")}
+            task = make_task(config, variant, case.state)
+            loss = plain_step(task, batches[0]) if kind == "plain" else decoupled_step(task, batches)
+            check_gradients(task, own, config["param_order"], f"{prefix}.{kind}")
+            if kind == "dga":
+                check_report(task, parts, own, prefix)
+            else:
+                found, wanted = all_reduce_sum(loss), all_reduce_sum(own["loss"])
+                assert_close(found, wanted, f"{prefix}.{kind}.loss", OUTPUT_TOLERANCE)
+
+
+def decoupled_step(task: ImageText, batches: list[ImageTextBatch]) -> Tensor:
+    wrapped = DistributedDataParallel(Replay(task)) if world_size() > 1 else Replay(task)
+    options = {"device": CPU, "autocast": contextlib.nullcontext, "scale": torch.tensor(1.0)}
+    return sum(decoupled_backward(wrapped, task, batches, **options).values())
+
+
+def plain_step(task: ImageText, batch: ImageTextBatch) -> Tensor:
+    wrapped = DistributedDataParallel(task) if world_size() > 1 else task
+    loss = sum(wrapped(batch).values())
+    loss.backward()
+    return loss.detach()
+
+
+def check_report(task: ImageText, batches: list[ImageTextBatch], expected: dict[str, Tensor], where: str) -> None:
+    """The original reports the loss without mixup's targets, the temperature and the share of pairs found."""
+    with torch.no_grad():
+        embeds = [task.embed(batch) for batch in batches]
+        joint = {side: torch.cat([each[side] for each in embeds]) for side in ("image", "text")}
+        image, text, ids = joint["image"], joint["text"], torch.arange(len(joint["image"])) + rank() * 1000
+        sides = [
+            gathered_contrastive_losses(*pair, task.model.temperature(), ids, ids, gather="constant")[0]
+            for pair in ((image, text), (text, image))
+        ]
+    assert_close(sum(sides) / 2, expected["loss"], f"{where}.dga.loss", OUTPUT_TOLERANCE)
+    assert_close(task.model.temperature(), expected["temperature"], f"{where}.dga.temperature")
+    if world_size() == 1:
+        assert_close(accuracy(image, text), expected["i2t_acc"], "i2t_acc")
+        assert_close(accuracy(text, image), expected["t2i_acc"], "t2i_acc")
+
+
+def original_tensors(task: ImageText, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the parameters of our model under the original names."""
+    tree = {"image_encoder": {"name": "vit"}, "text_encoder": {"num_layers": len(task.model.text_encoder.layers)},
+            "projection_form": {"kind": task.model.projection_form.kind},
+            "temperature": {"is_learned": task.model.temperature.value.requires_grad}}  # fmt: skip
+    return to_original(tensors, tree, "zerovl")
+
+
+def check_gradients(task: ImageText, expected: dict[str, Tensor], order: list[str], where: str) -> None:
+    own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in task.model.named_parameters()}
+    found = original_tensors(task, own)
+    for name, value in expected.items():
+        if name.startswith("grad."):
+            assert_relative(found[name.removeprefix("grad.")], value, f"{where}.{name}")
+    norms = dict(zip(order, expected["grad_norms"].tolist()))
+    for name, norm in norms.items():
+        if name in found and not name.endswith("attention.self.key.bias"):
+            assert abs(float(found[name].norm()) - norm) <= max(GRADIENT_TOLERANCE * norm, 1e-6), f"{where}: {name}"
+    total = torch.stack([found[name].norm() for name in norms if name in found]).norm()
+    assert_relative(total, expected["grad_norm_total"], f"{where}.grad_norm_total")
+
+
+KINDS = {("zerovl", "losses"): run_losses, ("zerovl", "dga"): run_dga}
