@@ -164,6 +164,12 @@ class LineSource:
             raise BadRecord("broken JSON", str(error)[:200], self.where(i)) from error
         return check_object(record, self.where(i))
 
+    def read_lines(self, first: int, last: int) -> list[bytes]:
+        """Lines as they stand in the file, with their ends and the blank lines after them (the first: also before)."""
+        starts = [0 if first == 0 else int(self.lines.starts[first]), *self.lines.starts[first + 1 : last + 1].tolist()]
+        content = self._part(starts[0], starts[-1])
+        return [content[start - starts[0] : end - starts[0]] for start, end in zip(starts, starts[1:])]
+
     def _part(self, start: int, end: int) -> bytes:
         if self.files.is_seekable(self.path):
             return self.files.read_part(self.path, start, end - start)

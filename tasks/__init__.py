@@ -33,6 +33,7 @@ TOOLS = Registry(
     "tool",
     {
         "check_data": "tasks.check_data:CheckData",
+        "translate": "tasks.translate:Translate",
     },
 )
 
