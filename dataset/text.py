@@ -47,6 +47,12 @@ def clean_caption(text: str, max_words: int) -> str:
     return text
 
 
+def clean_question(text: str, max_words: int) -> str:
+    """The question as CCLM sees it: as a caption, but blanks stay as they are and nothing may be left."""
+    text = PUNCTUATION.sub(" ", LONE_SURROGATE.sub("", text).lower()).rstrip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
 class TextTokenizer:
     """Token ids of texts, with begin and end marks, never longer than asked; wraps a tokenizer written in Rust."""
 

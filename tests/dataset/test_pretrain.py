@@ -164,3 +164,35 @@ def test_a_description_holds_every_caption_set_and_what_is_missing(tmp_path):
     assert contents.needed == "all" and dataset.num_records == 2
     with pytest.raises(BadRecord, match=r"x.jsonl:2: broken JSON"):
         dataset.describe(1)
+
+
+def test_captions_without_a_language_are_texts_or_lists_of_texts(tmp_path):
+    records = [{"desc": "ein Hund", "image_path": "a.png"}, {"desc": ["eine Katze", "ein Tier"], "image_path": "a.png"}]
+    dataset = open_dataset(tmp_path, records, languages=[], caption_key="desc", caption_num=1)
+    assert dataset.languages == ["und"]
+    tokenizer = dataset.preprocessing.tokenizer
+    assert dataset.sample(0, np.random.default_rng(0)).texts == tokenizer.encode_batch(["ein hund"], 40)
+    drawn = {tuple(dataset.sample(1, np.random.default_rng(seed)).texts[0]) for seed in range(20)}
+    assert drawn == set(map(tuple, tokenizer.encode_batch(["eine katze", "ein tier"], 40)))
+
+
+def test_any_language_of_a_record_can_be_drawn_when_none_is_named(tmp_path):
+    records = [{"caption": {"en": "dog"}, "image_path": "a.png"}, {"caption": {"fr": "chat"}, "image_path": "a.png"}]
+    dataset = open_dataset(tmp_path, records, languages=[], caption_num=1, missing_language="keep")
+    chat = dataset.preprocessing.tokenizer.encode_batch(["chat"], 40)
+    assert dataset.sample(1, np.random.default_rng(0)).texts == chat
+    assert dataset.describe(1).captions == [("fr", "chat")]
+
+
+def test_two_drawn_captions_can_come_in_any_order(tmp_path):
+    dataset = open_dataset(
+        tmp_path, [{"caption": CAPTIONS, "image_path": "a.png"}], caption_num=2, caption_order="drawn"
+    )
+    orders = {tuple(dataset.sample(0, np.random.default_rng(seed)).languages) for seed in range(30)}
+    assert {tuple(reversed(order)) for order in orders} == orders and all(len(set(order)) == 2 for order in orders)
+
+
+def test_tokenized_captions_are_not_cleaned(tmp_path):
+    dataset = open_dataset(tmp_path, [{"caption": {"en": " \u2581A \u2581Dog . "}, "image_path": "a.png"}],
+                           languages=["en"], tokenized=True)  # fmt: skip
+    assert dataset.preprocessing.clean(" \u2581A \u2581Dog . ", 1) == "\u2581A \u2581Dog ."

@@ -81,7 +81,7 @@ def run_text_preprocessing(case: Path) -> None:
     for num_tokens, wanted in expected["n_pred_by_token_count"].items():
         assert masker.num_masked(int(num_tokens)) == wanted, f"{num_tokens} tokens: {wanted} are masked"
     if "masking_statistics" in expected:
-        _check_statistics(masker, expected["masking_statistics"])
+        check_masking_statistics(masker, expected["masking_statistics"])
 
 
 def _check_cleaning(entry: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def _check_masked_text(entry: dict, tokenizer: ToyTokenizer, max_tokens: int, ma
     assert masked.positions.tolist() == entry["masked_pos"] and masked.targets.tolist() == entry["masked_ids"]
 
 
-def _check_statistics(masker: SkipgramMasker, statistics: dict[str, Any]) -> None:
+def check_masking_statistics(masker: SkipgramMasker, statistics: dict[str, Any]) -> None:
     """Frequencies of two independent samples: five standard deviations of their difference are allowed."""
     draws, num_tokens = statistics["draws"], statistics["tokens"]
     generator = np.random.default_rng(0)
