@@ -159,9 +159,10 @@ def load_weights(
     if only:
         translation.state = {name: value for name, value in translation.state.items() if name.startswith(tuple(only))}
         allow_missing = [name for name in model.state_dict() if not name.startswith(tuple(only))]
-    return _fill(model, translation.state, path, allow_missing, translation.unexpected) + [
-        f"{name} left out: {reason}" for name, reason in translation.left_out.items()
-    ]
+    may_miss = (*allow_missing, *translation.fresh)
+    notes = _fill(model, translation.state, path, may_miss, translation.unexpected)
+    notes += [f"{name} stays fresh" for name in translation.fresh]
+    return notes + [f"{name} left out: {reason}" for name, reason in translation.left_out.items()]
 
 
 def renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:

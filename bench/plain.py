@@ -11,17 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.answer_decoder import AnswerDecoder
 from models.model import Model
 from models.text_encoder import TextEncoder
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None) -> Tensor:
-    """(B, Q, D) on (B, K, D) with additive masks and a materialised softmax, as the originals: (B, Q, D)."""
+    """(B, Q, D) on (B, K, D) with additive masks (B, K) or (B, Q, K) and a materialised softmax, as the originals:
+    (B, Q, D).
+    """
     heads = lambda x: x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)  # noqa: E731
     query, key, value = heads(query), heads(key), heads(value)
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, Q, K)
     if mask is not None:
-        scores = scores + (1 - mask[:, None, None, :].float()) * -10000.0
+        mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]
+        scores = scores + (1 - mask.float()) * -10000.0
     return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
 
 
@@ -34,7 +38,8 @@ def layer(
     image_mask: Tensor | None = None,
     key_value: nn.Module | None = None,
 ) -> Tensor:
-    """One layer on padded texts x (B, L, D), mask (B, L); image (B, N, V) is projected anew for every text.
+    """One layer on padded texts x (B, L, D), mask (B, L) or (B, L, L); image (B, N, V) is projected anew for every
+    text.
 
     key_value: the projection of another layer, where it is shared. image_mask (B, N): without it all are real.
     """
@@ -112,6 +117,41 @@ def word_loss(model: Model, ids: Tensor, mask: Tensor, image: Tensor, positions:
 def full_vocabulary_loss(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy over all logits (Q, V)."""
     return F.cross_entropy(tokens @ weight.T + bias, target, ignore_index=-100)
+
+
+def answer_rows(decoder: AnswerDecoder, ids: Tensor, mask: Tensor, states: Tensor, states_mask: Tensor) -> Tensor:
+    """Every position of padded answers (B, L) with one copy of the question (B, N, D) each, ready for the vocabulary:
+    (B, L, D).
+    """
+    length = ids.shape[1]
+    causal = torch.ones(length, length, device=ids.device).tril() * mask[:, None, :]  # (B, L, L)
+    x = encode_text(decoder.embedding, ids, mask)
+    for block in decoder.layers:
+        x = layer(block, x, causal, states, image_mask=states_mask)
+    return decoder.head(x)
+
+
+def answer_losses(decoder: AnswerDecoder, ids: Tensor, mask: Tensor, states: Tensor, states_mask: Tensor) -> Tensor:
+    """Cross-entropy of all words of every answer, with every logit (B, L, V) held at once: (B,)."""
+    logits = answer_rows(decoder, ids, mask, states, states_mask) @ decoder.word_weight.T + decoder.head.bias
+    target = ids.masked_fill(~mask.bool(), -100)[:, 1:]
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), target, ignore_index=-100, reduction="none").sum(dim=1)
+
+
+def rank_answers(
+    decoder: AnswerDecoder, states: Tensor, states_mask: Tensor, ids: Tensor, mask: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Numbers and probabilities (S, k) of the best answers, one question at a time; states (S, N, D), ids (A, L)."""
+    found = []
+    for state, real in zip(states[:, None], states_mask[:, None], strict=True):
+        row = answer_rows(decoder, ids[:1, :1], mask[:1, :1], state, real)[:, 0]
+        words = (row @ decoder.word_weight.T + decoder.head.bias).softmax(dim=1)
+        best, chosen = words[0, ids[:, 1]].topk(k)
+        copies = state.repeat(k, 1, 1), real.repeat(k, 1)
+        scores = best.log() - answer_losses(decoder, ids[chosen], mask[chosen], *copies)
+        probability, order = scores.softmax(dim=0).topk(k)
+        found.append((chosen[order], probability))
+    return torch.stack([numbers for numbers, _ in found]), torch.stack([values for _, values in found])
 
 
 def contrastive_loss(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:

@@ -68,6 +68,9 @@ def model_section(
         "temperature": {"initial": keys.get("temp"), "is_clamped": is_pretraining},
         "has_masked_language_head": is_pretraining,
     }
+    if keys.get("num_dec_layers"):  # question answering compares no images with texts
+        section |= {"answer_decoder": {"num_layers": keys["num_dec_layers"]}}
+        section |= {"projections": "none", "has_match_head": False}
     return _given(section)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from compat import swin, vit
 from compat.bert import embedding_entries, layer_entries, masked_head_entries
+from compat.cclm_decoder import becomes_decoder, decoder_entries, derived_keys, is_derived
 from compat.layout import Entry, State, Translation, to_ours, to_theirs, with_weight_and_bias
 from compat.parts import absent_part, fit_parts
 
@@ -22,6 +23,7 @@ RELEASED = {
     "pretrain": "configs/ccrk/pretrain_3m.yaml",
     "retrieval": "configs/ccrk/retrieval_multi30k_en.yaml",
     "xvnli": "configs/cclm/xvnli.yaml",
+    "vqa": "configs/cclm/gqa.yaml",
     "nlvr": "configs/cclm/nlvr.yaml",
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
 }
@@ -40,12 +42,19 @@ def layout_of(state: State) -> str:
     """Whose weights a recognised state dict holds: `pretrain`, or the task that it was fine-tuned for."""
     if recognise(state) == "pretrain":
         return "pretrain"
+    if has_decoder(state):
+        return "vqa"
     if "ta_head.weight" in state:
         return "nlvr_pretrain"
     if "cls_head.0.weight" in state:
         # NLVR's fusion reads two images, and so has twice as many layers as the text tower.
         return "nlvr" if _num_fusion_layers(state) * 3 == _num_layers(state) * 2 else "xvnli"
     return "retrieval"
+
+
+def has_decoder(state: State) -> bool:
+    """Whether a file holds a model for question answering."""
+    return any(name.startswith("text_decoder.") for name in state)
 
 
 def released_config(state: State) -> str:
@@ -102,8 +111,13 @@ def from_checkpoint(state: State, model: dict[str, Any]) -> Translation:
     rest = {name: value for name, value in state.items() if not name.startswith(_VISION)}
     num_layers = (model.get("text_fusion") or {}).get("num_layers", 0)
     table = entries(model, stage, 1 if _num_fusion_layers(rest) == num_layers else None)
-    absent = {name: reason for entry in table for name in entry.theirs if (reason := absent_part(entry.ours, model))}
-    ours, missing, unexpected = to_ours(rest, [entry for entry in table if not absent_part(entry.ours, model)])
+    if has_decoder(rest):
+        table += decoder_entries(model)
+    absent = {entry: reason for entry in table if (reason := absent_part(entry.ours, model))}
+    for entry in [entry for entry in absent if becomes_decoder(entry, rest, model)]:
+        del absent[entry]
+    ours, missing, unexpected = to_ours(rest, [entry for entry in table if entry not in absent])
+    absent = {name: reason for entry, reason in absent.items() for name in entry.theirs}
     translation = Translation(ours, missing)
     tower = vision_to_timm(vision, model["image_encoder"])
     ours |= {f"{_BACKBONE}{name}": value for name, value in tower.items()}
@@ -122,7 +136,9 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: str) -> State:
     stage: `pretrain`, `finetune` (whatever the model's task is), or the task, which must be the model's.
     """
     is_pretraining = stage == "pretrain"
-    theirs = to_theirs(state, entries(model, "pretrain" if is_pretraining else "finetune"))
+    table = entries(model, "pretrain" if is_pretraining else "finetune")
+    theirs = to_theirs(state, table + decoder_entries(model))
+    theirs |= derived_keys(theirs, model)
     tower = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
     theirs |= {f"{_VISION}{name}": value for name, value in vision_to_original(tower, model["image_encoder"]).items()}
     text = "text_encoder.bert." if is_pretraining else "text_encoder."
@@ -163,7 +179,9 @@ def _why_unused(name: str, model: dict[str, Any]) -> str:
     """Why a foreign key has no place in our model, "" if there is no good reason."""
     if name.endswith("position_ids"):
         return "a counter 0, 1, 2, ..."
-    if name.startswith("text_encoder.cls.predictions.decoder."):
+    if name.startswith("text_decoder.") and not model.get("answer_decoder"):
+        return "this model has no answer decoder"
+    if name.startswith("text_encoder.cls.predictions.decoder.") or is_derived(name):
         return "tied to the word embedding or to the head's bias"
     if name.startswith("bbox_head."):
         return "this model has no box head"

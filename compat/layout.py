@@ -21,12 +21,13 @@ class Entry:
 
 @dataclass
 class Translation:
-    """Our state; foreign keys that were missing; foreign keys left out, each with the reason."""
+    """Our state; foreign keys that were missing; foreign keys left out, each with the reason; ours that stay fresh."""
 
     state: State
     missing: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
 
 
 def with_weight_and_bias(ours: str, *theirs: str) -> list[Entry]:

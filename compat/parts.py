@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from compat.cclm_decoder import make_decoder
 from compat.layout import State, Translation
 
 _FUSION_LAYER = re.compile(r"text_fusion\.layers\.(\d+)\.(.*)")
@@ -25,6 +26,7 @@ def absent_part(name: str, model: dict[str, Any]) -> str:
         "image_projection.": (projections != "none", "no projection of images"),
         "temperature.": (projections == "both", "no temperature"),
         "classifier.": (classifier is not None, "no classifier"),
+        "answer_decoder.": (bool(model.get("answer_decoder")), "no answer decoder"),
     }
     for beginning, (is_there, words) in parts.items():
         if name.startswith(beginning) and not is_there:
@@ -37,7 +39,12 @@ def absent_part(name: str, model: dict[str, Any]) -> str:
 
 
 def fit_parts(translation: Translation, model: dict[str, Any]) -> Translation:
-    """The translation without the parts that the model lacks, and with as many copies of fusion layers as it has."""
+    """The translation without the parts that the model lacks, with as many copies of fusion layers as it has, and with
+    an answer decoder made from them.
+    """
+    decoder, fresh = make_decoder(translation.state, model)
+    translation.state |= decoder
+    translation.fresh += fresh
     for name in list(translation.state):
         reason = absent_part(name, model)
         if reason:

@@ -20,6 +20,7 @@ EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
     "cclm_finetune": ("cclm", "finetune"),
     "cclm_retrieval": ("cclm", "retrieval"),
+    "cclm_vqa": ("cclm", "vqa"),
     "cclm_xvnli": ("cclm", "xvnli"),
     "cclm_nlvr": ("cclm", "nlvr"),
     "cclm_nlvr_pretrain": ("cclm", "nlvr_pretrain"),

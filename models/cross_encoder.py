@@ -72,7 +72,7 @@ class CrossEncoder(nn.Module):
         """
         packing = texts.packing
         image_of_text = image_of_text.reshape(self.num_images, packing.num_texts)
-        meet = [_meetings(packing, keys[0], images) for images in image_of_text]
+        meet = [meetings_of(packing, keys[0], images) for images in image_of_text]
         meetings = [of_all(None) for of_all in meet]
         x = texts.tokens
         last = len(self.layers) - 1
@@ -93,7 +93,7 @@ class CrossEncoder(nn.Module):
         return torch.zeros_like(rows).index_copy(0, order, rows)
 
 
-def _meetings(packing: Packing, keys: KeyValue, image_of_text: Tensor) -> Callable[[Reading | None], Meeting]:
+def meetings_of(packing: Packing, keys: KeyValue, image_of_text: Tensor) -> Callable[[Reading | None], Meeting]:
     """Who meets whom for one image of every text, image_of_text (T,), by the rows that are read (None: all).
 
     Rows that share keys are folded, or keys are copied.

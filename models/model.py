@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
+from models.answer_decoder import AnswerDecoder
 from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder, Projections
 from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
@@ -38,7 +39,7 @@ class ImageSide:
 
 class Model(DualEncoder):
     """Dual encoder with what the stacks add: match_head (pair or not), classifier and masked_language_head on fused
-    texts (`text_fusion`), image_match_head on fused images (`image_fusion`).
+    texts (`text_fusion`), image_match_head on fused images (`image_fusion`), answer_decoder that reads fused texts.
     """
 
     @dataclass
@@ -57,6 +58,7 @@ class Model(DualEncoder):
         has_match_head: bool = True  # where there is a fusion stack
         classifier: ClassifierConfig | None = None
         has_masked_language_head: bool = False
+        answer_decoder: AnswerDecoder.Config | None = None  # reads the fused texts and writes answers
 
         def __post_init__(self) -> None:
             if self.has_masked_language_head and self.text_fusion is None:
@@ -65,6 +67,8 @@ class Model(DualEncoder):
                 )
             if self.classifier is not None and self.text_fusion is None:
                 raise ValueError("classifier needs text_fusion: classes are predicted from fused tokens")
+            if self.answer_decoder is not None and self.text_fusion is None:
+                raise ValueError("answer_decoder needs text_fusion: answers are read from fused questions")
             if self.shared_projection and self.projections == "image":
                 raise ValueError("shared_projection is the text's projection, which projections: image leaves out")
             if self.image_fusion is not None and (self.text_fusion is None or not self.has_match_head):
@@ -99,6 +103,10 @@ class Model(DualEncoder):
             self.masked_language_head = MaskedLanguageHead(
                 width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
             )
+
+        self.answer_decoder = None
+        if config.answer_decoder is not None:
+            self.answer_decoder = AnswerDecoder(config.answer_decoder, config.text_encoder)
 
     @property
     def has_fusion(self) -> bool:
@@ -138,6 +146,10 @@ class Model(DualEncoder):
             fused = self.image_fusion.first_tokens(queries, texts.keys, text, is_attended=images.is_attended)
             sides.append(self.image_match_head(fused).float())
         return torch.stack(sides, dim=1)
+
+    def fuse_texts(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> TextState:
+        """Every text after all fusion layers, each with its image."""
+        return replace(texts, tokens=self.text_fusion(texts, keys, image_of_text))
 
     def masked_tokens(
         self, ids: Tensor, positions: Tensor, targets: Tensor, packing: Packing, chosen: Tensor, keys: list[KeyValue]

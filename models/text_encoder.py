@@ -142,14 +142,18 @@ class TextEncoder(nn.Module):
 
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
-        packed_ids = ids.flatten()[with_spare_rows(token_rows(packing, ids.shape[1]))]  # (R,)
-        position = positions_in_text(packing, ids.device) + self.config.position_offset
-        position = F.pad(position, (0, len(packed_ids) - len(position)))
-        x = self.word(packed_ids) + self.token_type.weight[0] + self.position(position)
-        x = self.dropout(self.norm(x))
+        x = self.embed(ids, packing)
         for layer in self.layers:
             x = layer(x, packing)
         return TextState(x, packing)
+
+    def embed(self, ids: Tensor, packing: Packing, first_position: int = 0) -> Tensor:
+        """What the first layer reads (R, D); the texts begin at first_position."""
+        packed_ids = ids.flatten()[with_spare_rows(token_rows(packing, ids.shape[1]))]  # (R,)
+        position = positions_in_text(packing, ids.device) + self.config.position_offset + first_position
+        position = F.pad(position, (0, len(packed_ids) - len(position)))
+        x = self.word(packed_ids) + self.token_type.weight[0] + self.position(position)
+        return self.dropout(self.norm(x))
 
     def pool(self, state: TextState) -> Tensor:
         """One vector per text: (T, D), the first token or the mean of the real ones."""

@@ -20,7 +20,8 @@ from models.packing import ImageBlock, Packing, Reading, token_rows
 @dataclass
 class LayerConfig:
     """Sizes of one layer; `cross_width` is the width of the tokens that cross-attention reads (None: no
-    cross-attention), `projects_keys` is False where it reads the keys and values of another layer.
+    cross-attention), `projects_keys` is False where it reads the keys and values of another layer. In a causal layer a
+    row sees itself and the rows before it in its text.
     """
 
     width: int
@@ -31,6 +32,7 @@ class LayerConfig:
     attention_dropout: float
     cross_width: int | None = None
     projects_keys: bool = True
+    is_causal: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -48,6 +50,16 @@ class KeyValue:
     def select(self, index: Tensor) -> KeyValue:
         """Keys and values of the images `index`."""
         return KeyValue(self.key[index], self.value[index], None if self.mask is None else self.mask[index])
+
+
+@dataclass
+class Prefix:
+    """What stands before every text: keys (S, H, P, d) of S beginnings, and which of them text t continues, (T,) by
+    packed place.
+    """
+
+    keys: KeyValue
+    of_text: Tensor
 
 
 @dataclass
@@ -80,15 +92,27 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
+        self.is_causal = config.is_causal
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.residual_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, packing: Packing, reading: Reading | None) -> Tensor:
-        """x (R, D) -> (R, D), or (Q, D) for the rows of `reading`."""
+    def project(self, x: Tensor) -> KeyValue:
+        """Keys and values of rows x (S, D) that stand before others, for a `Prefix` of one row."""
         width = x.shape[1]
+        both = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])  # (S, 2D)
+        key, value = both.view(len(x), 2, self.num_heads, 1, -1).unbind(1)  # each (S, H, 1, d)
+        return KeyValue(key, value)
+
+    def forward(
+        self, x: Tensor, packing: Packing, reading: Reading | None = None, prefix: Prefix | None = None
+    ) -> Tensor:
+        """x (R, D) -> (R, D), or (Q, D) for the rows of `reading`, which a causal layer does not take."""
+        width = x.shape[1]
+        if self.is_causal and reading is not None:
+            raise ValueError("a causal layer computes all rows")
         if reading is None:
             qkv = self.qkv(x)  # (R, 3D)
             query_rows, residual = None, x
@@ -102,7 +126,12 @@ class SelfAttention(nn.Module):
             block = rows.view(group.count, group.length, -1, self.num_heads, width // self.num_heads)
             *query, key, value = block.permute(2, 0, 3, 1, 4)  # each (n, H, L, d)
             query = query[0] if query else self._read_queries(query_rows, reading.slots[number])
+            if prefix is not None:
+                before = prefix.keys.select(prefix.of_text[group.first_text : group.first_text + group.count])
+                key, value = torch.cat([before.key, key], dim=2), torch.cat([before.value, value], dim=2)
             mask = None if packing.key_mask is None else packing.key_mask[group.first_text :, None, None, :]
+            if self.is_causal:  # padding stands behind all real rows, so they never see it
+                mask = _causal_mask(group.length, key) if group.length > 1 else None
             attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)
             attended = attended.transpose(1, 2).reshape(-1, width)
             if reading is not None and reading.kept[number] is not None:
@@ -116,6 +145,12 @@ class SelfAttention(nn.Module):
         count, width = slots.shape
         per_head = rows.shape[1] // self.num_heads
         return rows[slots.flatten()].view(count, width, self.num_heads, per_head).transpose(1, 2)  # (n, H, Q, d)
+
+
+def _causal_mask(num_queries: int, key: Tensor) -> Tensor:
+    """Which of the keys (..., K, d) each of the last rows may see: (Q, K) bool."""
+    num_keys = key.shape[-2]
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=key.device).tril(num_keys - num_queries)
 
 
 class CrossAttention(nn.Module):

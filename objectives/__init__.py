@@ -13,5 +13,6 @@ OBJECTIVES = Registry(
         "classify": "objectives.labels:ClassPrediction",
         "picture_pairs": "objectives.picture_pairs:PicturePairs",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",
+        "answers": "objectives.answering:AnswerLikelihood",
     },
 )

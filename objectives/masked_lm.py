@@ -14,49 +14,78 @@ IGNORED_TARGET = -100
 
 
 def vocabulary_loss(
-    tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    *,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of tokens (Q, D) against a vocabulary weight (V, D) + bias (V,); target (Q,), IGNORED_TARGET
-    not counted.
+    not counted. With row_weight (Q,) the sum of the weighted rows instead of the mean.
 
     The vocabulary is walked in chunks of about chunk_elements logits, so that each row of the weight's gradient is
     written once.
     """
+    tokens = _as_autocast(tokens)
+    is_counted = target != IGNORED_TARGET
+    share = is_counted / is_counted.sum().clamp_min(1) if row_weight is None else is_counted * row_weight
+    with torch.autocast(tokens.device.type, enabled=False):
+        return _VocabularyLoss.apply(tokens, weight, bias, target.clamp_min(0), share, chunk_elements)
+
+
+@torch.no_grad()
+def log_normaliser(tokens: Tensor, weight: Tensor, bias: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """Logarithm of the sum of the exponentials of all logits of tokens (Q, D): (Q,); a logit minus it is a log
+    probability.
+    """
+    tokens = _as_autocast(tokens)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return _log_normaliser(tokens, weight, bias, _chunk_size(tokens, chunk_elements), None)
+
+
+def _as_autocast(tokens: Tensor) -> Tensor:
+    """Tokens of the products' type: backward runs without autocast, so it is chosen beforehand."""
     kind = tokens.device.type
-    if torch.is_autocast_enabled(kind):  # backward runs without autocast, so the products' type is chosen here
-        tokens = tokens.to(torch.get_autocast_dtype(kind))
-    with torch.autocast(kind, enabled=False):
-        return _VocabularyLoss.apply(tokens, weight, bias, target, chunk_elements)
+    return tokens.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tokens
+
+
+def _chunk_size(tokens: Tensor, chunk_elements: int) -> int:
+    """Words of a chunk: neither its logits (Q, C) nor its rows of the weight (C, D) grow beyond chunk_elements."""
+    return max(1, chunk_elements // max(1, *tokens.shape))
+
+
+def _log_normaliser(tokens: Tensor, weight: Tensor, bias: Tensor, size: int, kept: list[Tensor] | None) -> Tensor:
+    """(Q,), chunk by chunk; `kept` gets every chunk's exponentials and what they are relative to, unless it is None."""
+    highest = tokens.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
+    total = torch.zeros_like(highest)
+    for part in _chunks(len(weight), size):
+        exponentials = _logits(tokens, weight[part], bias[part])  # (Q, C)
+        new_highest = torch.maximum(highest, exponentials.amax(dim=1))
+        exponentials.sub_(new_highest[:, None]).exp_()
+        total = total * (highest - new_highest).exp() + exponentials.sum(dim=1)
+        highest = new_highest
+        if kept is not None:
+            kept += [exponentials, new_highest]
+    return highest + total.log()
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tokens, weight, bias, target, chunk_elements):
-        # Neither the logits (Q, C) of a chunk nor its rows of the weight (C, D) grow beyond chunk_elements.
-        ctx.size = max(1, chunk_elements // max(1, *tokens.shape))
-        is_kept = len(tokens) * len(weight) <= chunk_elements
-        highest = tokens.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        total = torch.zeros_like(highest)
+    def forward(ctx, tokens, weight, bias, target, share, chunk_elements):
+        ctx.size = _chunk_size(tokens, chunk_elements)
         kept = []
-        for part in _chunks(len(weight), ctx.size):
-            exponentials = _logits(tokens, weight[part], bias[part])  # (Q, C)
-            new_highest = torch.maximum(highest, exponentials.amax(dim=1))
-            exponentials.sub_(new_highest[:, None]).exp_()
-            total = total * (highest - new_highest).exp() + exponentials.sum(dim=1)
-            highest = new_highest
-            # A vocabulary whose logits fit one chunk keeps them; a larger one computes them again in backward.
-            kept += [exponentials, new_highest] if is_kept else []
-        normaliser = highest + total.log()
-        is_counted = target != IGNORED_TARGET
-        known = target.clamp_min(0)
-        right = (tokens.float() * weight[known].to(tokens.dtype).float()).sum(dim=1) + bias[known]
-        num_counted = is_counted.sum().clamp_min(1)
-        ctx.save_for_backward(tokens, weight, bias, known, normaliser, is_counted / num_counted, *kept)
-        return ((normaliser - right) * is_counted).sum() / num_counted
+        # A vocabulary whose logits fit one chunk keeps them; a larger one computes them again in backward.
+        is_kept = len(tokens) * len(weight) <= chunk_elements
+        normaliser = _log_normaliser(tokens, weight, bias, ctx.size, kept if is_kept else None)
+        right = target_logits(tokens, weight, bias, target)
+        ctx.save_for_backward(tokens, weight, bias, target, normaliser, share, *kept)
+        return ((normaliser - right) * share).sum()
 
     @staticmethod
     def backward(ctx, grad_loss):
-        tokens, weight, bias, known, normaliser, share, *kept = ctx.saved_tensors
+        tokens, weight, bias, target, normaliser, share, *kept = ctx.saved_tensors
         row_scale = (grad_loss * share)[:, None]  # (Q, 1)
         grad_tokens = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
         grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
@@ -67,8 +96,8 @@ class _VocabularyLoss(torch.autograd.Function):
                 probability = exponentials * ((highest - normaliser).exp()[:, None] * row_scale)
             else:
                 probability = _logits(tokens, piece, bias[part]).sub_(normaliser[:, None]).exp_().mul_(row_scale)
-            inside = ((known >= part.start) & (known < part.stop))[:, None]
-            place = (known - part.start).clamp(0, probability.shape[1] - 1)[:, None]
+            inside = ((target >= part.start) & (target < part.stop))[:, None]
+            place = (target - part.start).clamp(0, probability.shape[1] - 1)[:, None]
             probability.scatter_add_(1, place, -row_scale * inside)
             grad_bias[part] = probability.sum(dim=0)
             probability = probability.to(tokens.dtype)
@@ -77,7 +106,12 @@ class _VocabularyLoss(torch.autograd.Function):
                 torch.mm(probability.T, tokens, out=grad_weight[part])
             else:
                 grad_weight[part] = probability.T @ tokens
-        return grad_tokens.to(tokens.dtype), grad_weight, grad_bias, None, None
+        return grad_tokens.to(tokens.dtype), grad_weight, grad_bias, None, None, None
+
+
+def target_logits(tokens: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    """The one logit of every row of tokens (Q, D) that target (Q,) names: (Q,)."""
+    return (tokens.float() * weight[target].to(tokens.dtype).float()).sum(dim=1) + bias[target]
 
 
 def _logits(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
