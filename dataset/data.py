@@ -36,8 +36,9 @@ Found = TypeVar("Found")
 class PreparesFiles(Protocol):
     """A data section that can make its files out of what was downloaded."""
 
-    def prepare(self, notify: Callable[[str], None]) -> None:
-        """Make what is absent; FileNotFoundError says what that would need."""
+    @classmethod
+    def prepare(cls, sections: Sequence[Any], notify: Callable[[str], None]) -> None:
+        """Make what sections of this class lack; FileNotFoundError says what that would need."""
 
 
 @dataclass
@@ -77,9 +78,9 @@ class DataConfig:
 
 def prepare_files(config: DataConfig, splits: Sequence[str], notify: Callable[[str], None]) -> None:
     """Make the files of these splits that a data set makes for itself; nothing to do where all are there."""
-    for section in (getattr(config, split) for split in splits):
-        if isinstance(section, PreparesFiles):
-            section.prepare(notify)
+    sections = [getattr(config, split) for split in splits]
+    for kind in dict.fromkeys(type(section) for section in sections if isinstance(section, PreparesFiles)):
+        kind.prepare([section for section in sections if isinstance(section, kind)], notify)
 
 
 class Data:

@@ -5,7 +5,7 @@ Three layouts are known: {caption, image, image_id} (Multi30K, MSCOCO), xFlickr&
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,12 +204,17 @@ class WitLines(ImageTextPairs):
         train_pixels: str = "images/image_data_train/image_pixels"
         test_pixels: str = "images/wit_test"
 
-        def prepare(self, notify: Callable[[str], None]) -> None:
-            """Join the files that are absent."""
-            files = [path for paths in self.files_by_language().values() for path in paths]
-            for is_test, pixels in ((False, self.train_pixels), (True, self.test_pixels)):
-                own = [path for path in files if ("test" in path.rpartition("/")[2]) == is_test]
-                join_if_absent(own, self.annotation_root, pixels, notify)
+        @classmethod
+        def prepare(cls, sections: Sequence[WitLines.Config], notify: Callable[[str], None]) -> None:
+            """Join the files that are absent; pixel files that several sections need are read once."""
+            needs: dict[tuple[str, str], list[str]] = {}
+            for section in sections:
+                for path in (path for paths in section.files_by_language().values() for path in paths):
+                    is_test = "test" in path.rpartition("/")[2]
+                    pixels = section.test_pixels if is_test else section.train_pixels
+                    needs.setdefault((section.annotation_root, pixels), []).append(path)
+            for (annotation_root, pixels), paths in needs.items():
+                join_if_absent(paths, annotation_root, pixels, notify)
 
         def read(self, record: dict[str, Any]) -> Entry:
             url = text_of(field_of(record, "image_url"), "image_url")

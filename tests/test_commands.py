@@ -9,26 +9,12 @@ from PIL import Image
 
 import run
 from dataset.text import train_bpe
+from tests import toy_cclm
+from tests.toy_cclm import caption, write_lines
 from utils.config import read_yaml
 
-COLOURS = ["red", "green", "blue", "white", "black", "grey"]
 NUM_PICTURES = 12
-SIZES = """
-model.image_encoder.image_size=32 model.image_encoder.window_size=4 model.image_encoder.width=8
-model.image_encoder.depths=[1,1] model.image_encoder.num_heads=[1,2] model.text_encoder.width=16
-model.text_encoder.num_layers=1 model.text_encoder.num_heads=2 model.text_encoder.mlp_width=16
-model.text_encoder.vocab_size=120 model.text_fusion.num_layers=1 data.tokenizer=tokenizer data.num_workers=0
-train.log_every_steps=1 train.precision=fp32 init.text= init.image= evaluation.report_queries=1 data.cache_dir=
-""".split()
-
-
-def caption(number, language):
-    return f"{language} {COLOURS[number % len(COLOURS)]} picture {number}"
-
-
-def write_lines(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(map(json.dumps, records)) + "\n")
+SIZES = [*toy_cclm.SIZES, "evaluation.report_queries=1"]
 
 
 @pytest.fixture(scope="module")
