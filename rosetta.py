@@ -177,9 +177,10 @@ def renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str,
     return dict(state)
 
 
-def load_checkpoint(task: Task, source: Path, init: InitConfig) -> list[str]:
-    """`load_weights` as `init` says."""
-    return load_weights(task.model, source, init.allow_missing, only=init.only, rename=init.rename)
+def load_checkpoint(task: Task, source: Path, init: InitConfig, *, is_evaluation: bool) -> list[str]:
+    """`load_weights` as `init` says; an evaluation has no use for a part without weights."""
+    allowed = [] if is_evaluation else init.allow_missing
+    return load_weights(task.model, source, allowed, only=init.only, rename=init.rename)
 
 
 def load_public_weights(model: Model, *, text: str = "", image: str = "") -> list[str]:
@@ -210,7 +211,7 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     notes = []
     if init.checkpoint or is_evaluation:
         source = find_weights(local_copy(init.checkpoint or config.output_dir))
-        notes += [f"weights from {source}", *load_checkpoint(task, source, init)]
+        notes += [f"weights from {source}", *load_checkpoint(task, source, init, is_evaluation=is_evaluation)]
     elif init.text or init.image:
         text, image = (str(local_copy(path)) if path else "" for path in (init.text, init.image))
         notes += load_public_weights(task.model, text=text, image=image)
@@ -223,7 +224,7 @@ def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
     """The language's own checkpoint; English has none of its own and keeps init.checkpoint."""
     own = Path(init.checkpoint_by_language.replace("{language}", language))
     source = find_weights(Path(init.checkpoint) if language == "en" and init.checkpoint and not own.exists() else own)
-    load_checkpoint(task, source, init)
+    load_checkpoint(task, source, init, is_evaluation=True)
     log.info("%s: weights from %s", language, source)
 
 

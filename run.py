@@ -40,8 +40,23 @@ def main(argv: list[str]) -> int:
     """Does what the command says; the exit status."""
     arguments = parse(argv)
     if arguments.task == "list":
+        from tasks.table import task_table
+
         print(task_table())
         return 0
+    from compat.command import split_chain
+    from tasks import CHAINS
+
+    for words in split_chain(arguments, CHAINS):
+        own = [*argv, *words]
+        status = do(parse(own), own)
+        if status:
+            return status
+    return 0
+
+
+def do(arguments: argparse.Namespace, argv: list[str]) -> int:
+    """One run, tool or export; its exit status."""
     from tasks import TOOLS
     from utils.config import ConfigError
 
@@ -364,17 +379,6 @@ def leave(error: Exception, status: int, arguments: argparse.Namespace) -> int:
         traceback.print_exception(error)
     say(str(error) or type(error).__name__, kind="error")
     return status
-
-
-def task_table() -> str:
-    """Every task and tool, and the settings it starts from."""
-    from tasks import DEFAULT_CONFIG, TASKS, TOOLS
-
-    rows = [("task", "class", "default config")]
-    for table in (TASKS, TOOLS):
-        rows += [(name, table.target(name), DEFAULT_CONFIG.get(name, "-")) for name in table.names()]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"{name:{widths[0]}}  {target:{widths[1]}}  {config}" for name, target, config in rows)
 
 
 def say(text: str, kind: str = "note") -> None:

@@ -40,6 +40,29 @@ def place_output(arguments: Namespace) -> str | None:
     return address
 
 
+def split_chain(arguments: Namespace, chains: Mapping[str, tuple[str, str, str]]) -> list[list[str]]:
+    """The words to append to a command for each run that it comes to: none for a task that is one run.
+
+    A chain names the first task, the second and the folder of the second. --config and the settings of --checkpoint
+    are the first one's, --bs, --epoch and --lr the second one's; key=value settings are for both. --load_ckpt_from
+    takes the place of the first run, and an evaluation needs only the second.
+    """
+    if arguments.task not in chains:
+        return [[]]
+    first, second, folder = chains[arguments.task]
+    output = copy(arguments)
+    output.output_dir = arguments.output_dir or "output"
+    place_output(output)
+    own = ["--task", second, "--output_dir", f"{arguments.output_dir or 'output'}/{folder}", "--load_ckpt_from="]
+    if arguments.evaluate:
+        return [own]
+    weights = arguments.load_ckpt_from or f"{output.output_dir}/checkpoints/last"
+    chained = [*own, "--config=", "--checkpoint", weights]
+    if arguments.load_ckpt_from:
+        return [chained]
+    return [["--task", first, "--bs=-1", "--epoch=-1", "--lr=0"], chained]
+
+
 def settle(arguments: Namespace, processes: Processes, default_config: Mapping[str, str], root: Path) -> Plan:
     """Everything that the command says, in the order file < flags < key=value."""
     task = _task_name(arguments, default_config)

@@ -40,7 +40,7 @@ ORIGINAL_DEFAULT = {
     "xvnli": "XVNLI.yaml",
     "gqa": "GQA.yaml",
     "nlvr": "NLVR.yaml",
-    "nlvr_domain": "NLVR_multilingual_pretrain_O1.yaml",
+    "nlvr_pretrain": "NLVR_multilingual_pretrain_O1.yaml",
 }
 
 

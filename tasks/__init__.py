@@ -28,6 +28,9 @@ DEFAULT_CONFIG = {
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
 }
 
+# Tasks that are two runs: the second one starts from the first one's last weights, in a folder below its own.
+CHAINS = {"nlvr_domain": ("nlvr_pretrain", "nlvr", "nlvr_ft")}
+
 # What --task may name besides: programs with settings of their own (tasks/tool.py).
 TOOLS = Registry(
     "tool",
