@@ -65,13 +65,17 @@ def encode_text(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
-def fuse(model: Model, x: Tensor, mask: Tensor, *images: Tensor) -> Tensor:
-    """All layers at all positions; x (B, L, D), images (B, N, V) each, one copy per pair, read in turn: (B, L, D)."""
+def fuse(model: Model, x: Tensor, mask: Tensor, *images: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    """All layers at all positions; x (B, L, D), images (B, N, V) each, one copy per pair, read in turn: (B, L, D).
+
+    Without images the cross-attention is skipped.
+    """
     layers = model.text_fusion.layers
     for number, block in enumerate(layers):
-        place = number % len(images)
+        place = number % max(1, len(images))
         key_value = layers[number - place].cross_attention.key_value
-        x = layer(block, x, mask, images[place], key_value=key_value)
+        image = images[place] if images else None
+        x = layer(block, x, mask, image, image_mask=image_mask, key_value=key_value)
     return x
 
 
@@ -84,9 +88,9 @@ def embed_text(model: Model, x: Tensor, mask: Tensor) -> Tensor:
     return F.normalize(model.text_projection(pooled), dim=-1)
 
 
-def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
     """Logits of every (text, image) pair: (B, 2)."""
-    return model.match_head(fuse(model, x, mask, image)[:, 0])
+    return model.match_head(fuse(model, x, mask, image, image_mask=image_mask)[:, 0])
 
 
 def image_match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
@@ -104,9 +108,18 @@ def match_probability(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> T
     return sum(logits.softmax(dim=1)[:, 1] for logits in sides) / 2
 
 
-def word_loss(model: Model, ids: Tensor, mask: Tensor, image: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+def word_loss(
+    model: Model,
+    ids: Tensor,
+    mask: Tensor,
+    image: Tensor | None,
+    positions: Tensor,
+    targets: Tensor,
+    image_mask: Tensor | None = None,
+) -> Tensor:
     """Masked language modelling with every logit of every slot, (B, P, V), held at once."""
-    hidden = fuse(model, encode_text(model.text_encoder, ids, mask), mask, image)
+    images = [] if image is None else [image]
+    hidden = fuse(model, encode_text(model.text_encoder, ids, mask), mask, *images, image_mask=image_mask)
     picked = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, P, D)
     head = model.masked_language_head
     return full_vocabulary_loss(

@@ -88,6 +88,7 @@ def _image_section(keys: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[s
             "num_heads": vision["num_attention_heads"],
             "mlp_ratio": vision["intermediate_size"] / width,
             "layer_norm_eps": 1e-5,
+            "num_region_layers": vision.get("local_attn_depth"),
         }
     if not keys.get("use_swin", True):
         return {"name": "vit", "image_size": image_size, "patch_size": keys.get("patch_size", 16)}

@@ -81,6 +81,7 @@ def entries(model: dict[str, Any], stage: Stage, num_images: int | None = None) 
     for number in (0, 1, 3):
         table += with_weight_and_bias(f"match_head.{number}", f"itm_head.{number}")
         table += with_weight_and_bias(f"classifier.{number}", f"cls_head.{number}")
+        table += with_weight_and_bias(f"box_head.{number}", f"bbox_head.{number}")
     table += with_weight_and_bias("classifier", "ta_head")
     cls = "text_encoder.cls.predictions"
     return table + masked_head_entries(
@@ -147,7 +148,8 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: str) -> State:
         theirs["text_encoder.cls.predictions.decoder.weight"] = theirs[f"{text}embeddings.word_embeddings.weight"]
         theirs["text_encoder.cls.predictions.decoder.bias"] = theirs["text_encoder.cls.predictions.bias"]
     if not is_pretraining:
-        theirs = {name: value for name, value in theirs.items() if not name.startswith("text_encoder.cls.")}
+        only_there = ("text_encoder.cls.", "bbox_head.")
+        theirs = {name: value for name, value in theirs.items() if not name.startswith(only_there)}
     if stage in RELEASED and layout_of(theirs) != stage:
         raise ValueError(f"these weights are a model for {layout_of(theirs)}, which cannot be written as {stage}")
     return theirs
@@ -183,8 +185,6 @@ def _why_unused(name: str, model: dict[str, Any]) -> str:
         return "this model has no answer decoder"
     if name.startswith("text_encoder.cls.predictions.decoder.") or is_derived(name):
         return "tied to the word embedding or to the head's bias"
-    if name.startswith("bbox_head."):
-        return "this model has no box head"
     if name.startswith("vision_proj.") and model.get("projections") == "none":
         return "this model has no projection of images"
     return ""

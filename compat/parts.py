@@ -21,6 +21,7 @@ def absent_part(name: str, model: dict[str, Any]) -> str:
         "text_fusion.": (has_fusion, "no fusion stack"),
         "image_fusion": (bool(model.get("image_fusion")), "no image fusion stack"),
         "image_match_head.": (bool(model.get("image_fusion")), "no image fusion stack"),
+        "box_head.": (model.get("has_box_head", False), "no box head"),
         "match_head.": (has_fusion and model.get("has_match_head", True), "no matching head"),
         "text_projection.": (projections == "both", "no projection of texts"),
         "image_projection.": (projections != "none", "no projection of images"),

@@ -60,7 +60,10 @@ def _from_clip(state: State, num_layers: int) -> State:
 def to_clip(state: State, image: dict[str, Any]) -> State:
     """timm keys -> CLIP keys as CCLM stores them."""
     theirs = to_theirs(state, clip_entries(image["num_layers"]))
-    return theirs | {"class_embedding": state["cls_token"].flatten(), "pos_embed.weight": state["pos_embed"][0]}
+    positions = state["pos_embed"][0]  # (1 + N, D)
+    position_ids = torch.arange(len(positions))[None]  # a buffer of CCLM's towers
+    theirs |= {"class_embedding": state["cls_token"].flatten(), "pos_embed.weight": positions}
+    return theirs | {"position_ids": position_ids}
 
 
 def _cclm_name(name: str) -> str:

@@ -100,11 +100,13 @@ class Config:
                     raise ValueError(f"data.{split} ({section.name}) needs model.{name}: {number}, found {found}")
 
     def _check_objectives(self, place: str, objectives: dict[str, Any]) -> None:
-        for name in ("itm", "mlm"):
+        for name in ("itm", "ttm", "mlm"):
             if name in objectives and self.model.text_fusion is None:
                 raise ValueError(f"{place}.{name} needs model.text_fusion")
         if "mlm" in objectives and not self.model.has_masked_language_head:
             raise ValueError(f"{place}.mlm needs model.has_masked_language_head: true")
+        if "bbox" in objectives and not self.model.has_box_head:
+            raise ValueError(f"{place}.bbox needs model.has_box_head: true")
 
 
 def check_embedding_objectives(objectives: dict[str, Any], is_decoupled: bool) -> None:

@@ -68,6 +68,10 @@ class MaskedText(Transferable):
     positions: Tensor
     targets: Tensor
 
+    def select(self, index: Tensor) -> MaskedText:
+        """The texts `index` (n,)."""
+        return map_tensors(self, lambda x: x[index])
+
 
 @dataclass
 class Regions(Transferable):

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from models.dual_encoder import RegionState
 from models.packing import Packing, Reading, fold_by_image, read_first
 from models.text_encoder import TextEncoder, TextState
-from models.transformer import KeyValue, Layer, Meeting, initialise
+from models.transformer import CrossAttention, KeyValue, Layer, Meeting, initialise
 
 
 class CrossEncoder(nn.Module):
@@ -42,13 +43,26 @@ class CrossEncoder(nn.Module):
 
     def project(self, tokens: Tensor, mask: Tensor | None = None) -> list[KeyValue]:
         """Keys and values of images (M, N, V) for every layer; mask (M, N) bool, True = real."""
-        first_copies = self.layers[:: self.num_images]
-        keys = [layer.cross_attention.project(tokens, mask) for layer in first_copies]
+        return self._project(lambda cross_attention: cross_attention.project(tokens, mask))
+
+    def _project(self, project: Callable[[CrossAttention], KeyValue]) -> list[KeyValue]:
+        """Keys and values for every layer; the copies of a layer share them."""
+        keys = [project(layer.cross_attention) for layer in self.layers[:: self.num_images]]
         return [key for key in keys for _ in range(self.num_images)]
 
     def project_texts(self, texts: TextState) -> list[KeyValue]:
-        """Keys and values of texts for every layer of a stack whose queries are images."""
-        return [layer.cross_attention.project_packed(texts.tokens, texts.packing) for layer in self.layers]
+        """Keys and values of texts for every layer, where queries are images, or texts that read texts (CCLM)."""
+        return self._project(lambda cross_attention: cross_attention.project_packed(texts.tokens, texts.packing))
+
+    def project_regions(self, regions: RegionState, full_keys: list[KeyValue]) -> list[KeyValue]:
+        """Keys and values of regions; where they share their image's patches, only their global tokens are new."""
+        if not regions.shares_patches:
+            return self.project(regions.tokens, regions.mask)
+        first = self.project(regions.tokens[:, :1])
+        return [
+            keys.select(regions.image_of_region).with_first(own, regions.mask)
+            for keys, own in zip(full_keys, first, strict=True)
+        ]
 
     def attend_texts(self, texts: TextState) -> TextState:
         """Texts after the first layer's self-attention, which no image touches: worth it where a text meets many
@@ -59,8 +73,8 @@ class CrossEncoder(nn.Module):
     def forward(
         self,
         texts: TextState,
-        keys: list[KeyValue],
-        image_of_text: Tensor,
+        keys: list[KeyValue] | None,
+        image_of_text: Tensor | None,
         reading: Reading | None = None,
         *,
         is_attended: bool = False,
@@ -68,20 +82,23 @@ class CrossEncoder(nn.Module):
         """Fused rows (R, D), or (Q, D) for `reading`; text t meets image image_of_text[t] of the projected ones.
 
         image_of_text is (T,), or (I, T) with num_images I: layer l reads image_of_text[l % I]. The last layer computes
-        only the rows of `reading`. is_attended: the texts come from `attend_texts`.
+        only the rows of `reading`. is_attended: the texts come from `attend_texts`. Without keys the texts stay alone
+        and cross-attention is skipped.
         """
-        packing = texts.packing
-        image_of_text = image_of_text.reshape(self.num_images, packing.num_texts)
-        meet = [meetings_of(packing, keys[0], images) for images in image_of_text]
+        packing, x = texts.packing, texts.tokens
+        meet = []
+        if keys is not None:
+            image_of_text = image_of_text.reshape(self.num_images, packing.num_texts)
+            meet = [meetings_of(packing, keys[0], images) for images in image_of_text]
         meetings = [of_all(None) for of_all in meet]
-        x = texts.tokens
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             place = number % self.num_images
-            options = {"keys": keys[number], "is_attended": is_attended and number == 0}
+            options = {"keys": keys and keys[number], "is_attended": is_attended and number == 0}
             if number == last and reading is not None:
-                return layer(x, packing, reading=reading, meeting=meet[place](reading), **options)
-            x = layer(x, packing, meeting=meetings[place], **options)
+                meeting = meet[place](reading) if meet else None
+                return layer(x, packing, reading=reading, meeting=meeting, **options)
+            x = layer(x, packing, meeting=meetings[place] if meet else None, **options)
         return x
 
     def first_tokens(

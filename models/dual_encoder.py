@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.heads import Temperature
-from models.image_encoder import ImageEncoder
+from models.image_encoder import ImageEncoder, RegionTokens
 from models.packing import Packing
 from models.projection import Projection
 from models.text_encoder import TextEncoder, TextState
@@ -26,6 +26,15 @@ class ImageState:
 
     tokens: Tensor
     embed: Tensor | None = None
+
+
+@dataclass
+class RegionState(RegionTokens):
+    """Regions after the tower, with their unit embeddings (R, E), mask (R, 1 + N) and image_of_region (R,)."""
+
+    embed: Tensor | None
+    mask: Tensor
+    image_of_region: Tensor
 
 
 class DualEncoder(nn.Module):
@@ -71,10 +80,17 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: Tensor) -> ImageState:
         """images (M, 3, H, W), uint8 or normalised floats."""
         tokens = self.image_encoder(images)
+        return ImageState(tokens, self._embed_image(tokens))
+
+    def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionState:
+        """Regions image_of_region (R,), mask (R, 1 + N) bool with True first, of images (M, 3, H, W)."""
+        found = self.image_encoder.encode_regions(images, image_of_region, mask)
+        embed = self._embed_image(found.tokens)
+        return RegionState(found.tokens, found.full, found.shares_patches, embed, mask, image_of_region)
+
+    def _embed_image(self, tokens: Tensor) -> Tensor | None:
         projection = self.image_projection or self.text_projection
-        if projection is None:
-            return ImageState(tokens)
-        return ImageState(tokens, Projection.finish(self.projection_form, projection(tokens[:, 0])))
+        return None if projection is None else Projection.finish(self.projection_form, projection(tokens[:, 0]))
 
     def encode_text(
         self,

@@ -1,4 +1,8 @@
-"""Image towers from timm behind one interface: tokens (M, 1 + N, D) whose first token stands for the whole image."""
+"""Image towers from timm behind one interface: tokens (M, 1 + N, D) whose first token stands for the whole image, or
+for a region of it.
+
+Letters as in style, and R regions.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,18 @@ class ImageConfig:
     def grid(self) -> int:
         """The tokens behind the global one stand for grid x grid patches of the image; 0 where that is not known."""
         return 0
+
+
+@dataclass
+class RegionTokens:
+    """tokens (R, 1 + N, D) of regions, token 0 global, and full (M, 1 + N, D) of the images they lie in.
+
+    shares_patches: a region's tokens are its image's but for the global one.
+    """
+
+    tokens: Tensor
+    full: Tensor
+    shares_patches: bool
 
 
 class PatchProjection(nn.Conv2d):
@@ -90,6 +106,16 @@ class ImageEncoder(nn.Module):
         if self.global_token == "first":
             return tokens
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionTokens:
+        """Tokens of the regions image_of_region (R,), mask (R, 1 + N) bool, in images (M, 3, H, W).
+
+        The tower runs once per image; the global token of a region is the mean of the tokens inside it (CCLM's Swin).
+        """
+        full = self(images)
+        patches, inside = full[image_of_region, 1:], mask[:, 1:, None].to(full.dtype)  # (R, N, D), (R, N, 1)
+        mean = (patches * inside).sum(dim=1, keepdim=True) / inside.sum(dim=1, keepdim=True)
+        return RegionTokens(torch.cat([mean, patches], dim=1), full, shares_patches=True)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 pixels as normalised floats; floats are normalised already."""
@@ -173,9 +199,13 @@ class ViT(ImageEncoder):
         final_norm: bool = True
         drop_path: float = 0.0
         dropout: float = 0.0
+        # Regions part from their image in so many last layers, where they see nothing but themselves (X-VLM, CCLM).
+        num_region_layers: int = 4
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.num_region_layers < 0:
+                raise ValueError(f"num_region_layers must not be negative, found {self.num_region_layers}")
             if self.image_size % self.patch_size:
                 raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
             if self.width % self.num_heads:
@@ -206,6 +236,21 @@ class ViT(ImageEncoder):
             mlp_layer=Mlp,
         )
         super().__init__(config, backbone, "first" if config.class_token else "mean")
+
+    def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionTokens:
+        """As ImageEncoder, but the last num_region_layers run on the regions apart, with a key mask."""
+        if self.global_token == "mean":
+            return super().encode_regions(images, image_of_region, mask)
+        backbone = self.backbone
+        x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(self.normalise(images))))
+        num_shared = max(0, len(backbone.blocks) - self.config.num_region_layers)
+        full = backbone.blocks[:num_shared](x)
+        both = torch.cat([full[image_of_region], full])  # (R + M, 1 + N, D)
+        is_key = torch.cat([mask, mask.new_ones(full.shape[:2])])[:, None, None, :]
+        for block in backbone.blocks[num_shared:]:
+            both = block(both, attn_mask=torch.zeros_like(is_key, dtype=both.dtype).masked_fill(~is_key, -torch.inf))
+        tokens, full = backbone.norm(both).split([len(mask), len(full)])
+        return RegionTokens(tokens, full, shares_patches=False)
 
 
 class Timm(ImageEncoder):

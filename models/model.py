@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.answer_decoder import AnswerDecoder
 from models.cross_encoder import CrossEncoder
-from models.dual_encoder import DualEncoder, Projections
+from models.dual_encoder import DualEncoder, Projections, RegionState
 from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
 from models.packing import Packing, pack, read_positions, select_texts
 from models.projection import Projection
@@ -38,8 +38,9 @@ class ImageSide:
 
 
 class Model(DualEncoder):
-    """Dual encoder with what the stacks add: match_head (pair or not), classifier and masked_language_head on fused
-    texts (`text_fusion`), image_match_head on fused images (`image_fusion`), answer_decoder that reads fused texts.
+    """Dual encoder with what the stacks add: match_head (pair or not), classifier, masked_language_head and box_head on
+    fused texts (`text_fusion`), image_match_head on fused images (`image_fusion`), answer_decoder that reads fused
+    texts.
     """
 
     @dataclass
@@ -59,8 +60,11 @@ class Model(DualEncoder):
         classifier: ClassifierConfig | None = None
         has_masked_language_head: bool = False
         answer_decoder: AnswerDecoder.Config | None = None  # reads the fused texts and writes answers
+        has_box_head: bool = False
 
         def __post_init__(self) -> None:
+            if self.has_box_head and self.text_fusion is None:
+                raise ValueError("has_box_head needs text_fusion: boxes are predicted from fused tokens")
             if self.has_masked_language_head and self.text_fusion is None:
                 raise ValueError(
                     "has_masked_language_head needs text_fusion: masked words are predicted from fused tokens"
@@ -88,7 +92,7 @@ class Model(DualEncoder):
         )
         self.config = config
         width = text_encoder.width
-        self.text_fusion = self.match_head = self.classifier = self.masked_language_head = None
+        self.text_fusion = self.match_head = self.classifier = self.masked_language_head = self.box_head = None
         if config.text_fusion is not None:
             self.text_fusion = CrossEncoder(config.text_fusion, config.text_encoder, image_encoder.width)
             self.match_head = _match_head(config, width) if config.has_match_head else None
@@ -103,6 +107,8 @@ class Model(DualEncoder):
             self.masked_language_head = MaskedLanguageHead(
                 width, config.text_encoder.vocab_size, config.text_encoder.layer_norm_eps
             )
+        if config.has_box_head:
+            self.box_head = classification_head(width, 4)
 
         self.answer_decoder = None
         if config.answer_decoder is not None:
@@ -151,13 +157,41 @@ class Model(DualEncoder):
         """Every text after all fusion layers, each with its image."""
         return replace(texts, tokens=self.text_fusion(texts, keys, image_of_text))
 
+    def region_side(self, regions: RegionState, full_keys: list[KeyValue]) -> ImageSide:
+        """Regions ready for pairs; full_keys are those of the images that they lie in."""
+        return self._side_of_keys(self.text_fusion.project_regions(regions, full_keys))
+
+    def reading_side(self, texts: TextState) -> ImageSide:
+        """Texts in the place of images, which other texts read, ready for pairs."""
+        return self._side_of_keys(self.project_texts(texts))
+
+    def _side_of_keys(self, keys: list[KeyValue]) -> ImageSide:
+        if self.image_fusion is not None:
+            raise ValueError("regions and parallel texts can be read by texts only; leave out model.image_fusion")
+        return ImageSide(keys, None, False)
+
+    def project_texts(self, texts: TextState) -> list[KeyValue]:
+        """Keys and values of texts (T, L, D) that other texts read as if they were images, for every fusion layer."""
+        if self.image_encoder.width != self.text_encoder.width:
+            raise ValueError(
+                "texts can stand in for images only where both towers have one width; "
+                f"found image {self.image_encoder.width}, text {self.text_encoder.width}"
+            )
+        return self.text_fusion.project_texts(texts)
+
     def masked_tokens(
-        self, ids: Tensor, positions: Tensor, targets: Tensor, packing: Packing, chosen: Tensor, keys: list[KeyValue]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        packing: Packing,
+        chosen: Tensor,
+        keys: list[KeyValue] | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens (Q, D) at the masked positions, ready for the vocabulary, and their targets (Q,).
 
-        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m; positions and
-        targets (M, P), a negative target marks an unused slot.
+        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m, or none without
+        keys; positions and targets (M, P), a negative target marks an unused slot.
         """
         chosen_packing, _ = select_texts(packing, chosen)
         texts = self.text_encoder.encode_packed(ids, chosen_packing)
@@ -181,6 +215,11 @@ class Model(DualEncoder):
         """Logits (T, C) of the classes of every text with its image, or with its images image_of_text (I, T)."""
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
         return self.classifier(fused).float()
+
+    def predict_boxes(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
+        """Where in its image each text's region lies, centre and size in [0, 1]: (T, 4)."""
+        fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
+        return self.box_head(fused).float().sigmoid()
 
 
 def _match_head(config: Model.Config, width: int) -> nn.Module:

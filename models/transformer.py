@@ -51,6 +51,14 @@ class KeyValue:
         """Keys and values of the images `index`."""
         return KeyValue(self.key[index], self.value[index], None if self.mask is None else self.mask[index])
 
+    def with_first(self, first: KeyValue, mask: Tensor) -> KeyValue:
+        """The same with token 0 replaced by that of `first` (M, H, 1, D / H), under another mask."""
+        return KeyValue(
+            torch.cat([first.key, self.key[:, :, 1:]], dim=2),
+            torch.cat([first.value, self.value[:, :, 1:]], dim=2),
+            mask,
+        )
+
 
 @dataclass
 class Prefix:

@@ -71,7 +71,7 @@ class EmbeddingObjective:
 
     def ids(self, step: Step) -> tuple[Tensor, Tensor]:
         """(M,) and (T,): a text is right for an image where these are equal."""
-        return step.batch.image_id, step.text_id
+        return step.image_id, step.text_id
 
     def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """The loss () with these ids."""
@@ -93,10 +93,22 @@ class Contrastive(EmbeddingObjective):
         self.config = config
 
     def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
-        """Mean of both directions."""
-        embeds = step.images.embed, step.texts.embed
-        sides = gathered_contrastive_losses(*embeds, step.temperature, image_id, text_id, gather=self.config.gather)
-        return sum(sides) / 2
+        """Mean of both directions, and of the captions where they meet the images one after the other."""
+        pairs = [(step.images.embed, embed, step.temperature, image_id, text_id) for embed in step.text_embeds]
+        sides = [side for pair in pairs for side in gathered_contrastive_losses(*pair, gather=self.config.gather)]
+        return sum(sides) / len(sides)
+
+
+class TextContrastive(Contrastive):
+    """The same between texts that say the same: parallel texts, or two captions of an image (CCLM's TTC)."""
+
+    @dataclass
+    class Config(Contrastive.Config):
+        reads_embeddings_only: ClassVar[bool] = False  # it reads which texts are parallel
+        name: str = "ttc"
+
+    def __call__(self, step: Step) -> Tensor:
+        return super().__call__(step.text_pairs)
 
 
 class PairContrastive(EmbeddingObjective):

@@ -123,7 +123,10 @@ def _chunks(length: int, size: int) -> list[slice]:
 
 
 class MaskedLanguageModelling:
-    """Predicts the masked words of each image's drawn caption, the image in sight (CCLM's and CCRK's MLM)."""
+    """Predicts the masked words of each image's drawn caption, the image in sight (CCLM's and CCRK's MLM).
+
+    Of parallel texts it masks the first, the second in sight, or the pair as one text (see TextPairStep).
+    """
 
     @dataclass
     class Config(ObjectiveConfig):
@@ -134,7 +137,7 @@ class MaskedLanguageModelling:
 
     def __call__(self, step: Step) -> Tensor:
         """Mean cross-entropy over the masked positions ()."""
-        chosen, masked = step.positive_text, step.batch.masked
+        chosen, masked = step.positive_text, step.masked
         return masked_language_loss(step, masked.ids[chosen], masked.positions[chosen], masked.targets[chosen], chosen)
 
 
@@ -142,5 +145,5 @@ def masked_language_loss(step: Step, ids: Tensor, positions: Tensor, targets: Te
     """ids (M, L) with masks, one text per image; positions and targets (M, P); `chosen` (M,) rows in the step's
     texts.
     """
-    tokens, target = step.model.masked_tokens(ids, positions, targets, step.texts.packing, chosen, step.image_keys)
+    tokens, target = step.model.masked_tokens(ids, positions, targets, step.masked_packing, chosen, step.masked_keys)
     return vocabulary_loss(tokens, step.model.text_encoder.word.weight, step.model.masked_language_head.bias, target)

@@ -44,13 +44,13 @@ def negative_weights_of_all(step: Step, positive_text: Tensor, floor: float) -> 
     """The same for own rows with the images and texts of all ranks as candidates."""
     image, text = step.images.embed.detach().float(), step.texts.embed.detach().float()
     all_image, all_text = gather_rows(image, "none"), gather_rows(text, "none")
-    all_image_id, all_text_id = gather_rows(step.batch.image_id, "none"), gather_rows(step.text_id, "none")
+    all_image_id, all_text_id = gather_rows(step.image_id, "none"), gather_rows(step.text_id, "none")
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         to_images = text[positive_text] @ all_image.T / step.temperature
         to_texts = image @ all_text.T / step.temperature
     own_id = step.text_id[positive_text]
     return NegativeWeights(
-        _weights(to_images, own_id, all_image_id, floor), _weights(to_texts, step.batch.image_id, all_text_id, floor)
+        _weights(to_images, own_id, all_image_id, floor), _weights(to_texts, step.image_id, all_text_id, floor)
     )
 
 
@@ -99,11 +99,13 @@ class HardNegativeMatching:
     def __call__(self, step: Step) -> Tensor:
         """Cross-entropy over all pairs, mean over the stacks ()."""
         is_global = self.config.candidates == "all" and world_size() > 1
+        if is_global and not step.can_share_rows:
+            raise ValueError("itm.candidates 'all' is for images with captions; take 'rank' for regions and texts")
         positive, floor = step.positive_text, self.config.floor
         if is_global:
             weights = negative_weights_of_all(step, positive, floor)
         else:
-            weights = negative_weights(step.similarity, positive, step.batch.image_id, step.text_id, floor)
+            weights = negative_weights(step.similarity, positive, step.image_id, step.text_id, floor)
         negative_image, has_image = draw(weights.image)
         negative_text, has_text = draw(weights.text)
         if has_image.device.type == "cpu" and not has_image.all():  # on an accelerator asking would stop it
@@ -112,6 +114,17 @@ class HardNegativeMatching:
         logits = pairs(step, positive, negative_image, negative_text)
         is_counted = torch.cat([torch.ones_like(has_image), has_image, has_text])
         return match_loss(logits, is_counted, self.config.class_weights)
+
+
+class TextMatching(HardNegativeMatching):
+    """The same between parallel texts, the first of a pair in the place of the image (CCLM's TTM)."""
+
+    @dataclass
+    class Config(HardNegativeMatching.Config):
+        name: str = "ttm"
+
+    def __call__(self, step: Step) -> Tensor:
+        return super().__call__(step.text_pairs)
 
 
 def match_logits(step: Step, positive_text: Tensor, negative_image: Tensor, negative_text: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""What one training step has encoded: every image and text once, read by all objectives."""
+"""What one training step has encoded: every image and text once, read by all objectives.
+
+`Step` is a batch of images with captions; its kinds below are the other batches of CCLM, in which regions or texts
+take the place of images. Letters as in style, and R regions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-PositiveChoice = Literal["uniform", "probability", "similarity"]
+from utils.distributed import rank
+
+# `first`: of two captions per image (CCLM's sample_2_captions) the second meets the contrastive losses only.
+PositiveChoice = Literal["uniform", "probability", "similarity", "first"]
 
 # The originals add this to every sampling probability, so that none is zero.
 FLOOR = 1e-5
@@ -69,6 +76,7 @@ class Step:
     texts: Any
     positive_choice: PositiveChoice = "probability"
     mix: Mix | None = None
+    can_share_rows: ClassVar[bool] = True  # whether other ranks can use its images and texts as they are
 
     @cached_property
     def temperature(self) -> Tensor:
@@ -95,9 +103,42 @@ class Step:
         return getattr(self.batch, "part_sizes", None) or [(len(self.images.embed), len(self.texts.embed))]
 
     @cached_property
+    def image_id(self) -> Tensor:
+        """Equal numbers are the same picture, over all processes: (M,)."""
+        return self.batch.image_id
+
+    @cached_property
     def text_id(self) -> Tensor:
         """image_id of each text's picture: (T,)."""
-        return self.batch.image_id[self.batch.image_of_text]
+        return self.image_id[self.batch.image_of_text]
+
+    @property
+    def masked(self) -> Any:
+        """Masked texts, a row per text that `positive_text` can name."""
+        return self.batch.masked
+
+    @property
+    def masked_packing(self) -> Any:
+        """How the masked texts are packed."""
+        return self.texts.packing
+
+    @property
+    def masked_keys(self) -> list[Any] | None:
+        """What the masked texts read, one set of keys per image; None: nothing but themselves."""
+        return self.image_keys
+
+    @property
+    def text_embeds(self) -> list[Tensor]:
+        """Embeddings (T, E) that meet the images one after the other."""
+        return [self.texts.embed]
+
+    @property
+    def text_pairs(self) -> Step:
+        """The step in which texts meet texts that say the same."""
+        raise ValueError(
+            "objectives.ttc and ttm compare texts that say the same; this batch has none: it needs parallel texts, "
+            "or two captions per image and objectives.itm.positive_text 'first'"
+        )
 
     @cached_property
     def similarity(self) -> Tensor:
@@ -108,12 +149,101 @@ class Step:
     @cached_property
     def positive_text(self) -> Tensor:
         """One caption of each image, drawn as `positive_choice` says: rows in texts, (M,)."""
-        own = (
-            self.batch.image_of_text[None, :]
-            == torch.arange(len(self.batch.image_id), device=self.text_id.device)[:, None]
-        )
+        own = self.batch.image_of_text[None, :] == torch.arange(len(self.image_id), device=self.text_id.device)[:, None]
         weights = positive_text_weights(self.similarity, own, self.positive_choice)
         return torch.multinomial(weights, 1).squeeze(1)
+
+
+@dataclass
+class PairedStep(Step):
+    """Row t of both sides belongs together, and to rows of the same `row_id` (T,) where something knows it."""
+
+    row_id: Tensor | None = None
+
+    @cached_property
+    def image_id(self) -> Tensor:
+        if self.row_id is not None:
+            return self.row_id
+        number = torch.arange(len(self.texts.embed), device=self.texts.embed.device)
+        return number + (rank() << 32)  # other processes' rows are other rows
+
+    @property
+    def text_id(self) -> Tensor:
+        return self.image_id
+
+    @cached_property
+    def positive_text(self) -> Tensor:
+        return torch.arange(len(self.image_id), device=self.image_id.device)
+
+
+@dataclass
+class TwoCaptionStep(PairedStep):
+    """Two captions per image: `texts`, the first ones, which all objectives read, and `second`.
+
+    `captions` (M,) are the rows of the first ones in the batch.
+    """
+
+    second: Any = None
+    captions: Tensor | None = None
+
+    @cached_property
+    def masked(self) -> Any:
+        return self.batch.masked.select(self.captions)
+
+    @property
+    def text_embeds(self) -> list[Tensor]:
+        return [self.texts.embed, self.second.embed]
+
+    @cached_property
+    def text_pairs(self) -> Step:
+        pairs = PairedStep(self.model, self.batch, self.texts, self.second, row_id=self.row_id)
+        pairs.temperature = self.temperature  # clamping it a second time would spoil what the first loss has saved
+        return pairs
+
+
+@dataclass
+class RegionStep(PairedStep):
+    """Regions with their texts; `images` has tokens and embed of regions, and `full` tokens of the whole images."""
+
+    can_share_rows: ClassVar[bool] = False
+
+    @cached_property
+    def full_keys(self) -> list[Any]:
+        """Keys and values of the whole images (M of them)."""
+        return self.model.project_images(self.images.full)
+
+    @cached_property
+    def image_side(self) -> Any:
+        return self.model.region_side(self.images, self.full_keys)
+
+
+@dataclass
+class TextPairStep(PairedStep):
+    """Parallel texts: `images` are the first texts, whose tokens `texts`, the second ones, read.
+
+    The masked first texts read the second ones; a concatenated pair, which packs as `pair_packing`, reads nothing
+    (translation language modelling).
+    """
+
+    can_share_rows: ClassVar[bool] = False
+
+    pair_packing: Any = None
+
+    @cached_property
+    def image_side(self) -> Any:
+        return self.model.reading_side(self.images)
+
+    @property
+    def masked_packing(self) -> Any:
+        return self.images.packing if self.pair_packing is None else self.pair_packing
+
+    @cached_property
+    def masked_keys(self) -> list[Any] | None:
+        return self.model.project_texts(self.texts) if self.pair_packing is None else None
+
+    @property
+    def text_pairs(self) -> Step:
+        return self
 
 
 def positive_text_weights(similarity: Tensor, own: Tensor, choice: PositiveChoice) -> Tensor:
@@ -123,7 +253,7 @@ def positive_text_weights(similarity: Tensor, own: Tensor, choice: PositiveChoic
     whole matrix minus the caption's own, of softmax probabilities or of raw similarities (CCRK's neg_sample_type 1
     and 2).
     """
-    if choice == "uniform":
+    if choice in ("uniform", "first"):
         return own.float()
     value = similarity if choice == "similarity" else similarity.softmax(dim=1) + FLOOR
     return (value.max() + FLOOR - value) * own

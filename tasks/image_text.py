@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.batch import ImageTextBatch, LabelledBatch
+from dataset.batch import ImageTextBatch, LabelledBatch, TextPairBatch
 from dataset.data import Data
 from dataset.streams import MAIN, StreamConfig
 from models.model import Model
@@ -19,6 +19,7 @@ from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
 from objectives.step import Mix, Step
 from tasks import EVALUATIONS
+from tasks.encode import encode_step
 from tasks.task import Task
 
 
@@ -62,20 +63,14 @@ class ImageText(Task):
         evaluation = EVALUATIONS.load(config.evaluation.name)(config.evaluation, data, config.output_dir)
         return cls(model, config.objectives, data, evaluation, config.streams)
 
-    def forward(self, batch: ImageTextBatch | LabelledBatch) -> dict[str, Tensor]:
+    def forward(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> dict[str, Tensor]:
         """Weighted losses of the batch's stream by objective; those of further streams as `stream/objective`."""
         return self.losses(self.encode(batch), batch.stream)
 
-    def encode(self, batch: ImageTextBatch | LabelledBatch) -> Step:
-        """Images and texts of a batch after the towers, mixed where the step mixes them."""
-        mix = self.draw_mix()
-        if mix is None or not mix.is_image:
-            images = self.model.encode_image(batch.images)
-        else:
-            images = self.model.encode_image(mix(self.model.image_encoder.normalise(batch.images)))
-        mix_texts = None if mix is None or mix.is_image else mix
-        texts = self.model.encode_text(batch.texts.ids, batch.texts.lengths, mix_texts)
-        return Step(self.model, batch, images, texts, self.positive_choice, mix)
+    def encode(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> Step:
+        """A batch after the towers, mixed where the step mixes."""
+        mix = self.draw_mix() if batch.stream == MAIN else None
+        return encode_step(self.model, batch, self.positive_choice, mix)
 
     def draw_mix(self) -> Mix | None:
         """What the coming step mixes."""
@@ -126,7 +121,7 @@ class ImageText(Task):
 
     def fresh_parameters(self) -> set[str]:
         """Cross-attention, projections, heads and temperature: in no public tower."""
-        parts = ("image_projection", "text_projection", "match_head", "classifier", "temperature")
+        parts = ("image_projection", "text_projection", "match_head", "box_head", "classifier", "temperature")
         beginnings = tuple(f"model.{part}." for part in parts)
         return {n for n, _ in self.named_parameters() if n.startswith(beginnings) or ".cross_attention." in n}
 

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from compat import cclm_weights
 from models.model import Model
 from objectives.contrastive import Contrastive
 from objectives.matching import match_logits, match_loss, negative_weights
@@ -17,11 +15,11 @@ from objectives.step import Step
 from tests.parity.runners.ccrk_evaluation import check_scores, dense, two_stage_scores
 from tests.parity.runners.ccrk_model import build_model, gradient_norms, make_step
 from tests.parity.runners.common import (
-    GRADIENT_TOLERANCE,
     Case,
     assert_close,
     assert_gradient_norms,
     assert_loss,
+    assert_rank_gradients,
     cclm_model_tree,
     read_case,
     run_on_ranks,
@@ -137,24 +135,10 @@ def _retrieval_rank(rank: int, folder: Path) -> None:
         step = make_step(model, image, ids, mask, 1, case.inputs.get(f"{own}idx") if variant == "idx" else every)
         model.zero_grad()
         sum(losses_of(case, step, f"{variant}.", own).values()).backward()
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        local = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in zip(names, parameters)}
-        mean = {name: value.clone() for name, value in local.items()}
-        for value in mean.values():
-            dist.all_reduce(value)
-        written = {
-            "grad_local": cclm_weights.to_checkpoint(local, tree, "finetune"),
-            "grad_mean": cclm_weights.to_checkpoint(
-                {name: value / dist.get_world_size() for name, value in mean.items()}, tree, "finetune"
-            ),
+        outputs = {
+            n.removeprefix(f"{own}{variant}."): v for n, v in case.outputs.items() if n.startswith(own + variant)
         }
-        for key, expected in case.outputs.items():
-            kind, _, name = key.removeprefix(f"{own}{variant}.").partition(".")
-            if key.startswith(f"{own}{variant}.grad_"):
-                difference = (written[kind][name] - expected).norm()
-                assert difference <= GRADIENT_TOLERANCE * expected.norm(), key
-        norms = {name: value.norm() for name, value in written["grad_mean"].items() if value.is_floating_point()}
-        assert_gradient_norms(norms, folder / f"grad_norms.{variant}.mean_over_ranks.json")
+        assert_rank_gradients(model, tree, outputs, folder / f"grad_norms.{variant}.mean_over_ranks.json")
 
 
 KINDS = {

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from compat import cclm_weights
 from compat.cclm_sizes import model_section
 
 # Tolerances of the fixtures: outputs and losses 1e-5 (relative to the largest value of a tensor), gradient norms 1e-4.
@@ -71,6 +72,26 @@ def assert_gradient_norms(found: dict[str, Tensor], path: Path) -> None:
         norm = float(found[name]) if name in found else 0.0
         allowed = GRADIENT_TOLERANCE * (value or 0.0) + floor
         assert abs(norm - (value or 0.0)) <= allowed, f"gradient norm of {name}: {norm:.8g}, expected {value}"
+
+
+def assert_rank_gradients(model: nn.Module, tree: dict[str, Any], outputs: dict[str, Tensor], norms: Path) -> None:
+    """This rank's gradients (`grad_local.*`) and their means over ranks (`grad_mean.*`) as in outputs; norms of all."""
+    stage = "pretrain" if tree.get("has_masked_language_head") else "finetune"
+    local = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    mean = {name: value.clone() for name, value in local.items()}
+    for value in mean.values():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    written = {
+        "grad_local": cclm_weights.to_checkpoint(local, tree, stage),
+        "grad_mean": cclm_weights.to_checkpoint(mean, tree, stage),
+    }
+    for key, expected in outputs.items():
+        kind, _, name = key.partition(".")
+        if kind in written:
+            assert (written[kind][name] - expected).norm() <= GRADIENT_TOLERANCE * expected.norm(), key
+    found = {name: value.norm() for name, value in written["grad_mean"].items() if value.is_floating_point()}
+    assert_gradient_norms(found, norms)
 
 
 def cclm_model_tree(config: dict[str, Any], *, is_pretraining: bool = False) -> dict[str, Any]:
