@@ -71,10 +71,11 @@ class Sample:
 class Contents:
     """What one record of the files holds, as it stands there and before any chance: what `--task check_data` counts.
 
-    `images`: (path or base64, root) of every picture; none in a record of texts alone. `captions`: (language, text) of
-    every text that a model may see, uncleaned; None for one that should be there and is not. `image_id`: what records
-    of the same picture share. `needed`: the record is one sample that needs `all` its captions or `any` of them, or
-    `each` caption is a sample of its own. `clean` is what sampling does to a caption.
+    `images`: (path or base64, root) of every picture; none in a record of texts alone. `captions`: (language, text)
+    of every text that a model may see, uncleaned; None for one that should be there and is not. `image_id`: what
+    records of the same picture share. `needed`: the record is one sample that needs `all` its captions or `any` of
+    them, or `each` caption is a sample of its own; one without pictures and captions is left out on purpose.
+    `clean` is what sampling does to a caption.
     """
 
     images: list[tuple[Any, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.check import Checker, Count, LanguageCount, count_chunks, cut_chunks
 from dataset.check_pairs import Split, find_leaks, find_repeats
-from dataset.data import Data
+from dataset.data import Data, prepare_files
 from dataset.files import DataError
 from dataset.samples import DescribedDataset
 from tasks.check_report import check_page, check_table
@@ -21,7 +21,9 @@ from tasks.tool import RunToolConfig, Tool
 from utils import distributed
 from utils.progress import Progress
 
-SPLITS = ("train", "val", "test", "translated_test")
+EVALUATED = ("val", "test", "translated_test")
+STREAM = "streams."
+CONTRASTIVE = ("itc", "one_to_k", "nce", "ttc")  # objectives to which equal samples of a batch are wrong answers
 
 log = logging.getLogger(__name__)
 
@@ -43,29 +45,30 @@ class CheckData(Tool):
                 )
 
     def run(self) -> dict[str, Any]:
-        """The counts of every split, leaks between them, and whether a run could use them; also as report.html."""
+        """The counts of every set, leaks between them, and whether a run could use them; also as report.html."""
         started, run = time.monotonic(), self.config.run
-        data = Data(run.data, image_size=run.model.image_encoder.image_size, seed=run.seed)
+        names = set_names(run)
         result: dict[str, Any] = {"splits": {}, "leaks": {}, "limit": self.config.limit}
         result["max_bad_share"] = run.data.max_bad_share
-        datasets, arrays = {}, {}
-        for split in (name for name in SPLITS if getattr(run.data, name) is not None):
-            try:
-                datasets[split] = open_described(data, split)
-            except (DataError, FileNotFoundError) as error:
-                result["splits"][split] = {"error": str(error), "usable": False}
-        counts = self._count(datasets, data.image_size)
+        datasets, errors = self._open(names)
+        counts = self._count(datasets, run.model.image_encoder.image_size)
         if distributed.is_main():
-            for split, count in counts.items():
-                arrays[split] = Split.of(count)
-                result["splits"][split] = judge(count, run.data.max_bad_share)
-                repeats = find_repeats(arrays[split], run.data.batch_size, datasets[split].where_record)
-                result["splits"][split]["repeats"] = repeats
-            for split in arrays.keys() - {"train"} if "train" in arrays else ():
-                places = datasets["train"].where_record, datasets[split].where_record
-                result["leaks"][split] = find_leaks(arrays["train"], arrays[split], *places)
-            result["splits"] = {name: result["splits"][name] for name in SPLITS if name in result["splits"]}
-            result["leaks"] = {name: result["leaks"][name] for name in SPLITS if name in result["leaks"]}
+            arrays = {name: Split.of(count) for name, count in counts.items()}
+            for name in names:
+                if name in errors:
+                    result["splits"][name] = {"error": errors[name], "usable": False}
+                    continue
+                judged = judge(counts[name], run.data.max_bad_share)
+                stream = run.streams[name.removeprefix(STREAM)] if name.startswith(STREAM) else None
+                batch_size = stream.num_records if stream else run.data.batch_size
+                judged["repeats"] = find_repeats(arrays[name], batch_size, datasets[name].where_record)
+                objectives = stream.objectives if stream else run.objectives if name == "train" else {}
+                judged["is_contrasted"] = any(each in objectives for each in CONTRASTIVE)
+                result["splits"][name] = judged
+            for name, trained in ((a, b) for a in EVALUATED for b in names if b not in EVALUATED):
+                if name in arrays and trained in arrays:
+                    places = datasets[trained].where_record, datasets[name].where_record
+                    result["leaks"][f"{name} in {trained}"] = find_leaks(arrays[trained], arrays[name], *places)
             result["usable"] = all(split["usable"] for split in result["splits"].values())
             result["seconds"] = round(time.monotonic() - started, 1)
             self._write_page(result)
@@ -78,6 +81,30 @@ class CheckData(Tool):
     def succeeded(self, result: dict[str, Any]) -> bool:
         """Whether training and evaluation would not stop because of bad records."""
         return result["usable"]
+
+    def _open(self, names: list[str]) -> tuple[dict[str, DescribedDataset], dict[str, str]]:
+        """The data sets by name, and what is wrong with those that cannot be opened."""
+        run = self.config.run
+        encoder = run.model.image_encoder
+        data = Data(run.data, image_size=encoder.image_size, seed=run.seed, streams=run.streams, grid=encoder.grid)
+        made = distributed.broadcast_object(self._make_files(names) if distributed.is_main() else {})
+        datasets, errors = {}, dict(made)
+        for name in (name for name in names if name not in errors):
+            try:
+                datasets[name] = open_described(data, name)
+            except (DataError, FileNotFoundError) as error:
+                errors[name] = str(error)
+        return datasets, errors
+
+    def _make_files(self, names: list[str]) -> dict[str, str]:
+        """Let data sets make the files that they make for themselves, as a run would; what went wrong by name."""
+        errors = {}
+        for name in names:
+            try:
+                prepare_files(self.config.run.data, () if name.startswith(STREAM) else (name,), log.info)
+            except (ValueError, OSError) as error:
+                errors[name] = str(error)
+        return errors
 
     def _count(self, datasets: dict[str, DescribedDataset], image_size: int) -> dict[str, Count]:
         """The count of every split over all ranks, on the first one."""
@@ -110,12 +137,18 @@ class CheckData(Tool):
         partial.replace(folder / "report.html")
 
 
-def open_described(data: Data, split: str) -> DescribedDataset:
-    """The data set of a split; DataError where its kind cannot tell what its records hold."""
-    dataset = data.dataset(split)
+def set_names(run: Any) -> list[str]:
+    """The sets of a run by name: data.train, the streams that are drawn, and what is evaluated."""
+    streams = [STREAM + name for name, stream in run.streams.items() if stream.probability]
+    return [name for name in ("train", *streams, *EVALUATED) if name in streams or getattr(run.data, name) is not None]
+
+
+def open_described(data: Data, name: str) -> DescribedDataset:
+    """The data set of a split or stream; DataError where its kind cannot tell what its records hold."""
+    dataset = data.stream_dataset(name.removeprefix(STREAM)) if name.startswith(STREAM) else data.dataset(name)
     if not hasattr(dataset, "describe"):
         kind = type(dataset).__name__
-        raise DataError(f"data.{split}: {kind} has no 'describe' (dataset/samples.py), so it cannot be checked")
+        raise DataError(f"data.{name}: {kind} has no 'describe' (dataset/samples.py), so it cannot be checked")
     return dataset
 
 

@@ -63,9 +63,9 @@ def _repeat_rows(result: dict[str, Any]) -> list[list[str]]:
         expected = repeats["false_negatives_per_batch"]
         row = [name, number(repeats["distinct_images"]), number(repeats["images_under_several_ids"])]
         row += [number(repeats["distinct_captions"]), number(repeats["captions_of_several_images"])]
-        if name == "train":
+        if split["is_contrasted"]:
             row += [f"{expected['image']:.3g}", f"{expected['caption']:.3g}", share(repeats["false_negative_share"])]
-        rows.append(row if name == "train" else [*row, "-", "-", "-"])
+        rows.append(row if split["is_contrasted"] else [*row, "-", "-", "-"])
     return rows
 
 
@@ -96,16 +96,16 @@ def check_table(result: dict[str, Any]) -> str:
         for reason, problem in split["problems"].items():
             places = "".join(f"  {text}\n" for text in problem["examples"])
             parts.append(f"{name}: {number(problem['count'])} x {reason}, as\n{places}")
-    train = result["splits"].get("train", {}).get("repeats")
-    if train is not None:
-        expected = train["false_negatives_per_batch"]
-        parts.append(
-            f"false negatives to expect in a batch of {train['batch_size']}: {expected['image']:.3g} pairs with the "
-            f"same picture, {expected['caption']:.3g} with the same caption "
-            f"({share(train['false_negative_share'])} of all pairs)\n"
-        )
+    for name, split in result["splits"].items():
+        if split.get("is_contrasted"):
+            repeats, expected = split["repeats"], split["repeats"]["false_negatives_per_batch"]
+            parts.append(
+                f"{name}: false negatives to expect in a batch of {repeats['batch_size']}: {expected['image']:.3g} "
+                f"pairs with the same picture, {expected['caption']:.3g} with the same caption "
+                f"({share(repeats['false_negative_share'])} of all pairs)\n"
+            )
     if result["leaks"]:
-        parts.append(text_table(["also in train:", "pictures", "ids", "captions"], _leak_rows(result)))
+        parts.append(text_table(["leaks:", "pictures", "ids", "captions"], _leak_rows(result)))
     allowed = share(result["max_bad_share"])
     words = "a run can use this data" if result["usable"] else "a run would stop"
     parts.append(f"{words} (data.max_bad_share {allowed})\n")
@@ -142,13 +142,14 @@ def _tiles(result: dict[str, Any]) -> str:
         ("Records read", number(records, 9), f"{looked}, in {duration(result['seconds'])}"),
         ("Bad samples", number(bad, 9), f"{share(bad / units if units else 0.0)} of {number(units, 9)}"),
     ]
-    train = result["splits"].get("train", {}).get("repeats")
-    if train is not None:
-        expected = sum(train["false_negatives_per_batch"].values())
-        shown.append(("False negatives", f"{expected:.3g}", f"pairs in a batch of {number(train['batch_size'])}"))
+    train = result["splits"].get("train", {})
+    if train.get("is_contrasted"):
+        expected = sum(train["repeats"]["false_negatives_per_batch"].values())
+        words = f"pairs in a batch of {number(train['repeats']['batch_size'])}"
+        shown.append(("False negatives", f"{expected:.3g}", words))
     if result["leaks"]:
         leaked = sum(leak["images"] for leak in result["leaks"].values())
-        shown.append(("Leaked pictures", number(leaked, 9), "in train and in another split"))
+        shown.append(("Leaked pictures", number(leaked, 9), "trained on and evaluated on"))
     return tiles(shown)
 
 
@@ -212,5 +213,5 @@ def _leaks(result: dict[str, Any]) -> str:
     for name, leak in result["leaks"].items():
         for kind in ("image", "id", "caption"):
             lines = leak[f"{kind}_examples"]
-            places += [folded(f"{name}: same {kind} as in train", "\n".join(lines))] if lines else []
+            places += [folded(f"{name}: same {kind}", "\n".join(lines))] if lines else []
     return _panel("Leaks", head, _leak_rows(result), NOTES["leak"]) + "".join(places)

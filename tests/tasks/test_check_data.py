@@ -14,7 +14,7 @@ from dataset import DATASETS
 from dataset.check import Checker, Count, count_chunks, cut_chunks
 from dataset.check_pairs import Split, find_repeats
 from dataset.retrieval import ImageTextPairs
-from tests.dataset.toy import picture, preprocessing
+from tests.dataset.toy import picture, preprocessing, write_lines
 from tests.toy_ccrk import ROOT, toy_settings, write_toy_data
 from utils.config import dump_yaml
 
@@ -54,7 +54,7 @@ def test_sound_data_is_usable_and_the_run_is_left_alone(folder, capsys):
     train = result["splits"]["train"]
     assert status == 0 and result["usable"] and train["records"] == 24 and train["bad"] == 0 and not train["problems"]
     assert {name: each["captions"] for name, each in train["languages"].items()} == {"de": 24, "en": 24}
-    assert result["leaks"]["val"]["images"] == result["leaks"]["test"]["captions"] == 0
+    assert result["leaks"]["val in train"]["images"] == result["leaks"]["test in train"]["captions"] == 0
     assert sorted(path.name for path in (folder / "out/check_data").iterdir()) == ["metrics.json", "report.html"]
     assert not (folder / "out/metrics.json").exists()
     assert "a run can use this data" in capsys.readouterr().out
@@ -106,8 +106,9 @@ def test_leaks_are_found_by_bytes_id_and_caption(folder):
     edit(folder, 9, caption={"en": test[2]["caption"].upper() + "!", "de": "etwas"})
     _, result = check(folder)
     leaks = result["leaks"]
-    assert (leaks["test"]["images"], leaks["test"]["captions"], leaks["val"]["images"]) == (1, 1, 1)
-    assert leaks["test"]["image_examples"] == [f"{folder}/test.en.json[0] = {folder}/pretrain/part_0.data:8"]
+    assert [leaks["test in train"][kind] for kind in ("images", "captions")] == [1, 1]
+    assert leaks["val in train"]["images"] == 1
+    assert leaks["test in train"]["image_examples"] == [f"{folder}/test.en.json[0] = {folder}/pretrain/part_0.data:8"]
 
 
 def test_expected_false_negatives_are_those_of_all_batches(tmp_path):
@@ -174,6 +175,25 @@ def test_a_split_without_files_is_told_and_the_others_are_read(folder):
 def test_wrong_commands_are_named(words, message, capsys):
     assert run.main(["--task", "check_data", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_streams_are_read_too(folder):
+    region = {"bb": [2, 2, 20, 20], "caption": {"en": "a corner"}}
+    write_lines(folder / "regions.jsonl", [{"image_path": "36.png", "elems": [region]}, {"image_path": "x.png"}])
+    write_lines(folder / "texts.jsonl", [{"source_text": "a", "target_text": "b"}, {"source_text": "a"}])
+    region = {"name": "regions", "files": [str(folder / "regions.jsonl")], "image_root": str(folder / "images")}
+    text = {"name": "parallel_text", "files": [str(folder / "texts.jsonl")]}
+    streams = {
+        "region": {"train": region, "objectives": {"itc": {}}},
+        "text": {"train": text, "objectives": {"mlm": {}}},
+    }
+    status, result = check(folder, f"streams={json.dumps(streams)}")
+    assert list(result["splits"]) == ["train", "streams.region", "streams.text", "val", "test"] and status == 0
+    assert result["leaks"]["test in streams.region"]["images"] == 1
+    text = result["splits"]["streams.text"]
+    assert text["languages"]["source_text"]["captions"] == 2 and text["languages"]["target_text"]["missing"] == 1
+    assert text["bad"] == result["splits"]["streams.region"]["bad"] == 1
+    assert result["splits"]["streams.region"]["is_contrasted"] and not text["is_contrasted"]
 
 
 @pytest.mark.parametrize("name", DATASETS.names())
