@@ -147,7 +147,7 @@ class Trainer:
 
     def train_step(self, step: int, batches: Iterator[Any]) -> Tensor:
         """The updates of a step, mostly one; the norm () of the last one's gradient before clipping."""
-        factor = learning_rate_factor(self.schedule, step, self.total_steps)
+        factor = learning_rate_factor(self.schedule, step, self.total_steps, self.steps_per_epoch)
         set_learning_rate(self.optimizer, self.optim, factor, step)
         for own_batches in self.sub_steps(batches):
             norm = self.sub_step(iter(own_batches))
@@ -241,7 +241,8 @@ class Trainer:
             "step": self.state.step,
             "epoch": self.state.step / self.steps_per_epoch,
             **self.meter.report(self.loader.batch_size),
-            "lr": self.optim.lr * learning_rate_factor(self.schedule, self.state.step - 1, self.total_steps),
+            "lr": self.optim.lr
+            * learning_rate_factor(self.schedule, self.state.step - 1, self.total_steps, self.steps_per_epoch),
             "grad_norm": norm.item(),
             "skipped_steps": int(self.num_skipped_in_all.item()),
         }

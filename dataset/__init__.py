@@ -13,6 +13,9 @@ DATASETS = Registry(
         "wit": "dataset.retrieval:WitLines",
         "xvnli": "dataset.labelled:Entailment",
         "nlvr": "dataset.labelled:PicturePairs",
+        "zero_lines": "dataset.zero:ZeroLines",
+        "zero_labels": "dataset.zero:ZeroLabels",
+        "numbered_captions": "dataset.zero:NumberedCaptions",
     },
 )
 

@@ -56,7 +56,7 @@ class DataConfig:
     mask: SkipgramMasker.Config = field(default_factory=SkipgramMasker.Config)
     batch_size: int = 128
     max_tokens: int = 40
-    max_words: int = 40
+    max_words: int = 40  # 0: captions stay as they were written
     truncate: bool = True  # False keeps training captions whole, as Multi30K and MSCOCO fine-tuning do
     truncate_evaluation: bool = True
     drop_last: bool = True
@@ -65,7 +65,7 @@ class DataConfig:
     cache_dir: str = "~/.cache/rosetta-vl/index"  # line indices; empty keeps them in memory
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 1), ("num_workers", 0)):
+        for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 0), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
         files = getattr(self.test, "files", None)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,11 +134,14 @@ class Source(Protocol):
     def read(self, i: int) -> dict[str, Any]: ...
 
 
-class LineSource:
-    """One JSON object per line."""
+Parse = Callable[[bytes], dict[str, Any]]
 
-    def __init__(self, path: str, files: Files, lines: Lines) -> None:
-        self.path, self.files, self.lines = path, files, lines
+
+class LineSource:
+    """One record per line: a JSON object, or what `parse` makes of the line."""
+
+    def __init__(self, path: str, files: Files, lines: Lines, parse: Parse | None = None) -> None:
+        self.path, self.files, self.lines, self.parse = path, files, lines, parse or json.loads
         self._content: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +162,9 @@ class LineSource:
         except OSError as error:
             raise BadRecord("unreadable file", str(error), self.where(i)) from error
         try:
-            record = json.loads(raw)
+            record = self.parse(raw)
+        except BadRecord as error:
+            raise BadRecord(error.reason, error.detail, self.where(i)) from error
         except (ValueError, RecursionError) as error:
             raise BadRecord("broken JSON", str(error)[:200], self.where(i)) from error
         return check_object(record, self.where(i))
@@ -212,9 +217,15 @@ def check_object(record: Any, where: str) -> dict[str, Any]:
 class Records:
     """All records of some files and folders under one running number; files keep their order, folders are sorted."""
 
-    def __init__(self, paths: Sequence[str], files: Files, cache_dir: str | os.PathLike | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        files: Files,
+        cache_dir: str | os.PathLike | None = None,
+        parse: Parse | None = None,
+    ) -> None:
         index = LineIndex(files, cache_dir)
-        self.sources: list[Source] = [open_source(path, files, index) for path in list_files(paths, files)]
+        self.sources: list[Source] = [open_source(path, files, index, parse) for path in list_files(paths, files)]
         self.ends = np.cumsum([len(source) for source in self.sources], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -259,8 +270,8 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
     return found
 
 
-def open_source(path: str, files: Files, index: LineIndex) -> Source:
-    """A JSON list or JSON lines, told apart by the first character of the file."""
+def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None = None) -> Source:
+    """Lines that `parse` reads; without it a JSON list or JSON lines, told apart by the first character of the file."""
     try:
         stamp = files.stamp(path)
         head = files.read_part(path, 0, min(stamp.size, 4096)) if files.is_seekable(path) else files.read(path)[:4096]
@@ -268,6 +279,6 @@ def open_source(path: str, files: Files, index: LineIndex) -> Source:
         raise FileNotFoundError(f"{path}: no such data file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read; {error}") from error
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+    if parse is None and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         return ListSource(path, files.read(path))
-    return LineSource(path, files, index.load(path))
+    return LineSource(path, files, index.load(path), parse)

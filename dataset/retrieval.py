@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,9 @@ class PairsConfig(FilesConfig):
 
     def folds_of(self, language: str) -> int:
         return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
+
+    # Turns a line of a file into a record; None: JSON lines, or a JSON list.
+    parse: ClassVar[Callable[[bytes], dict[str, Any]] | None] = None
 
     def clean(self, caption: Any, max_words: int) -> str:
         """The cleaned caption; BadRecord when nothing is left."""
@@ -264,7 +267,7 @@ class _Part:
 
 def _scan(files: list[str], config: Any, preprocessing: Preprocessing) -> _Part:
     """Every usable caption of the files; empty captions and broken records are left out and listed."""
-    records = Records(files, preprocessing.files, preprocessing.cache_dir)
+    records = Records(files, preprocessing.files, preprocessing.cache_dir, config.parse)
     part = _Part(records, config, preprocessing, np.zeros(0, np.int64), np.zeros(0, np.int64))
     found: list[tuple[int, int]] = []
     for record in range(part.num_records):

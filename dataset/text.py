@@ -34,11 +34,16 @@ UNKNOWN = ("<unk>", "[UNK]")
 
 
 def clean_caption(text: str, max_words: int) -> str:
-    """The caption as all systems see it: lower case, no ASCII punctuation, at most max_words blank-separated words.
+    """The caption as CCLM and CCRK see it: lower case, no ASCII punctuation, at most max_words blank-separated words.
 
-    Raises ValueError when nothing is left.
+    max_words 0 leaves it as it was written, for tokenizers that clean by themselves (R2D2). Raises ValueError when
+    nothing is left.
     """
     text = LONE_SURROGATE.sub("", text)
+    if max_words == 0:
+        if not text.strip():
+            raise ValueError("caption is empty")
+        return text
     text = PUNCTUATION.sub(" ", text.lower()).replace("<person>", "person")
     text = WHITE_SPACE.sub(" ", text).rstrip("\n").strip(" ")
     text = " ".join(text.split(" ")[:max_words])

@@ -17,8 +17,10 @@ from models.model import Model
 from objectives.contrastive import Contrastive
 from objectives.matching import global_match_logits, match_loss, negative_weights_of_all
 from objectives.step import Step
+from tasks.rerank import choose_candidates, rerank
 from tests.parity.runners.common import (
     GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
     Case,
     assert_close,
     assert_gradient,
@@ -28,6 +30,7 @@ from tests.parity.runners.common import (
 )
 from utils.checkpoint import read_weights
 from utils.config import build
+from utils.metrics import Reranked, recall_metrics, retrieval_ranks
 
 CLASS_WEIGHTS = (1.0, 2.0)
 
@@ -170,6 +173,41 @@ def checkpoint(folder: Path) -> None:
     assert torch.equal(written[position_table][0], state[position_table][0])
 
 
+@torch.no_grad()
+def retrieval_eval(folder: Path) -> None:
+    run_on_ranks(_evaluation_rank, read_case(folder).config["world_size"], folder)
+
+
+@torch.no_grad()
+def _evaluation_rank(_rank: int, folder: Path) -> None:
+    case = read_case(folder)
+    config, outputs = case.config, case.outputs
+    model = build_model(config, case.state)
+    images, texts = encode(model, case.inputs)
+    similarity = images.embed @ texts.embed.T
+    assert_close(similarity, outputs["sims"], "sims")
+    candidates = choose_candidates(similarity, config["top_k"])
+    scores = rerank(model, lambda own: images.tokens[own], texts, candidates, is_probability=True) + similarity
+    # Every rank of the original starts from -100 and all are added up: what was scored lies 100 (W - 1) too low.
+    offset = 100 * (config["world_size"] - 1)
+    sides = (candidates.of_images, scores, "scores_i2t"), (candidates.of_texts.T, scores.T, "scores_t2i")
+    for wanted, found, name in sides:
+        expected = outputs[name] + offset
+        assert torch.equal(expected > -50, wanted), name
+        tolerance = OUTPUT_TOLERANCE if offset == 0 else 1e-4  # what is left of fp32 beside the offset
+        assert_close(found[wanted], expected[wanted], name, tolerance)
+    reranked = [
+        Reranked(torch.arange(found.shape[1]).expand(found.shape), found.masked_fill(~wanted, -torch.inf))
+        for wanted, found, _ in sides
+    ]
+    image_of_text = torch.tensor(config["txt2img"])
+    metrics = recall_metrics(*retrieval_ranks(similarity, similarity.T, image_of_text, *reranked))
+    for key, value in outputs.items():
+        if key.startswith("metric/"):
+            name = key.removeprefix("metric/")
+            assert abs(metrics[name] - float(value)) < 1e-4, f"{name}: {metrics[name]}, expected {float(value)}"
+
+
 def retrieval_train(folder: Path) -> None:
     run_on_ranks(_retrieval_rank, read_case(folder).config["world_size"], folder)
 
@@ -226,4 +264,5 @@ KINDS = {
     ("r2d2", "score"): score,
     ("r2d2", "checkpoint"): checkpoint,
     ("r2d2", "retrieval_train"): retrieval_train,
+    ("r2d2", "retrieval_eval"): retrieval_eval,
 }
