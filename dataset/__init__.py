@@ -11,6 +11,8 @@ DATASETS = Registry(
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",
         "xflickrco": "dataset.retrieval:FlickrLines",
         "wit": "dataset.retrieval:WitLines",
+        "csv_pairs": "dataset.csv_pairs:CsvPairs",
+        "mixture": "dataset.mixture:Mixture",
         "xvnli": "dataset.labelled:Entailment",
         "nlvr": "dataset.labelled:PicturePairs",
         "zero_lines": "dataset.zero:ZeroLines",

@@ -55,6 +55,8 @@ class DataConfig:
     test_transform: Annotated[Any, TRANSFORMS] = field(default_factory=Resize.Config)
     mask: SkipgramMasker.Config = field(default_factory=SkipgramMasker.Config)
     batch_size: int = 128
+    # A debiased mixture stays with a set for so many batches; 0: for the batches that train.accumulate_decoupled joins.
+    batches_per_draw: int = 0
     max_tokens: int = 40
     max_words: int = 40  # 0: captions stay as they were written
     truncate: bool = True  # False keeps training captions whole, as Multi30K and MSCOCO fine-tuning do
@@ -65,7 +67,13 @@ class DataConfig:
     cache_dir: str = "~/.cache/rosetta-vl/index"  # line indices; empty keeps them in memory
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("max_tokens", 3), ("max_words", 0), ("num_workers", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("batches_per_draw", 0),
+            ("max_tokens", 3),
+            ("max_words", 0),
+            ("num_workers", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
         files = getattr(self.test, "files", None)
@@ -146,6 +154,7 @@ class Data:
             num_workers=settings.num_workers,
             drop_last=settings.drop_last,
             max_bad_share=self.config.max_bad_share,
+            batches_per_draw=max(self.config.batches_per_draw, 1),
             **common,
         )
         self._count(dataset, loader.bad_records)

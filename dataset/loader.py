@@ -87,6 +87,7 @@ class Loader:
         drop_last: bool = True,
         max_bad_share: float = 0.01,
         pin_memory: bool = False,
+        batches_per_draw: int = 1,
     ) -> None:
         if batch_size < world_size:
             raise ValueError(f"batch_size is global and must be at least {world_size} (processes), found {batch_size}")
@@ -94,7 +95,10 @@ class Loader:
         if len(dataset) < smallest:
             raise DataError(f"the data set has {len(dataset)} records; needed: at least {smallest} (the batch size)")
         self.dataset, self.shuffle = dataset, shuffle
-        self.layout = Layout(len(dataset), batch_size, rank, world_size, drop_last)
+        make_plan = getattr(dataset, "plan", None)  # of data sets that have an order of their own
+        self.plan = make_plan(batch_size, world_size, batches_per_draw) if make_plan and shuffle else None
+        num_records = len(dataset) if self.plan is None else self.plan.num_records
+        self.layout = Layout(num_records, batch_size, rank, world_size, drop_last)
         self.seed, self.epoch, self.consumed = seed, 0, 0
         self.bad_records = BadRecords(max_bad_share)
         cv2.setNumThreads(0)  # its thread pool does not survive a fork; the workers are the parallelism
@@ -148,8 +152,8 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a position, also one saved with another number of ranks or workers."""
-        if not 0 <= state["consumed"] <= len(self.dataset):
-            found = f"position {state['consumed']} lies outside the data set of {len(self.dataset)} records"
+        if not 0 <= state["consumed"] <= self.layout.num_records:
+            found = f"position {state['consumed']} lies outside the data set of {self.layout.num_records} records"
             raise DataError(f"{found}; the data has changed since the state was saved")
         if state["seed"] != self.seed:
             raise DataError(f"the state was saved with seed {state['seed']}, found {self.seed}")
@@ -161,6 +165,8 @@ class Loader:
         """The record numbers of an epoch, for all ranks together."""
         if not self.shuffle:
             return np.arange(len(self.dataset))
+        if self.plan is not None:
+            return self.plan.order(self.seed, epoch)
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
 

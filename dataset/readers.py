@@ -1,10 +1,12 @@
-"""Records from JSON-lines files and JSON lists, any number of files and folders, each record reachable by its number.
+"""Records from JSON-lines files, JSON lists and CSV tables, any number of files and folders, each reachable by its
+number.
 
-JSON-lines files are indexed once by the byte offset of every line (8 bytes a record, kept in a cache folder).
+JSON-lines files and tables are indexed once by the byte offset of every line (8 bytes each, kept in a cache folder).
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -43,14 +45,18 @@ class Lines:
         return i + 1 + int(np.searchsorted(self.blanks, i, side="right"))
 
 
-def find_lines(chunks: Iterator[bytes]) -> Lines:
-    """The line starts of a file that comes in chunks."""
+def find_lines(chunks: Iterator[bytes], *, is_quoted: bool = False) -> Lines:
+    """The line starts of a file that comes in chunks; is_quoted: line breaks between double quotes end no line."""
     is_ink = np.ones(256, bool)
     is_ink[list(b" \t\r\n")] = False
-    starts, inked, position, open_line_is_inked = [np.zeros(1, np.int64)], [], 0, False
+    starts, inked, position, open_line_is_inked, num_quotes = [np.zeros(1, np.int64)], [], 0, False, 0
     for chunk in filter(None, chunks):
         content = np.frombuffer(chunk, np.uint8)
-        ends = np.flatnonzero(content == ord("\n")).astype(np.int64) + 1
+        breaks = content == ord("\n")
+        if is_quoted:
+            quotes = num_quotes + np.cumsum(content == ord('"'))
+            num_quotes, breaks = int(quotes[-1]), breaks & (quotes % 2 == 0)
+        ends = np.flatnonzero(breaks).astype(np.int64) + 1
         pieces = np.concatenate([np.zeros(1, np.int64), ends[ends < len(content)]])
         piece_is_inked = np.logical_or.reduceat(is_ink[content], pieces)
         piece_is_inked[0] |= open_line_is_inked
@@ -71,16 +77,17 @@ class LineIndex:
     def __init__(self, files: Files, cache_dir: str | os.PathLike | None) -> None:
         self.files, self.cache_dir = files, Path(cache_dir) if cache_dir else None
 
-    def load(self, path: str) -> Lines:
+    def load(self, path: str, *, is_quoted: bool = False) -> Lines:
         """The lines of a file, from the cache when size and time of change still agree."""
         stamp = self.files.stamp(path)
-        name = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
+        key = os.path.abspath(path) + ("?quoted" if is_quoted else "")
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
         # A remote file does not say when it changed, so nothing kept of it could be trusted.
         place = self.cache_dir / name if self.cache_dir and not is_remote(path) else None
         cached = _read_index(place, stamp) if place else None
         if cached is not None:
             return cached
-        lines = find_lines(self._chunks(path, stamp))
+        lines = find_lines(self._chunks(path, stamp), is_quoted=is_quoted)
         if place:
             _write_index(place, stamp, lines)
         return lines
@@ -183,6 +190,45 @@ class LineSource:
         return self._content[start:end]
 
 
+class TableSource(LineSource):
+    """A comma-separated table whose first row names the columns; a cell between double quotes may hold anything."""
+
+    def __init__(self, path: str, files: Files, lines: Lines) -> None:
+        super().__init__(path, files, lines, self._as_record)
+        if not len(lines):
+            raise DataError(f"{path}: empty; the first row must name the columns")
+        self.columns = self._cells(self._part(int(lines.starts[0]), int(lines.starts[1])))
+        if len(set(self.columns)) < len(self.columns):
+            raise DataError(f"{path}:1: a column is named twice; found: {', '.join(self.columns)}")
+
+    def __len__(self) -> int:
+        return len(self.lines) - 1
+
+    def where(self, i: int) -> str:
+        return super().where(i + 1)
+
+    def read(self, i: int) -> dict[str, Any]:
+        return super().read(i + 1)
+
+    def _as_record(self, raw: bytes) -> dict[str, Any]:
+        """The cells of a row by column; an empty cell is None."""
+        try:
+            cells = self._cells(raw)
+        except (ValueError, csv.Error) as error:
+            raise BadRecord("broken row", str(error)[:200]) from error
+        if len(cells) != len(self.columns):
+            raise BadRecord(
+                "broken row", f"{len(cells)} cells, needed: {len(self.columns)} ({', '.join(self.columns)})"
+            )
+        return {name: cell or None for name, cell in zip(self.columns, cells, strict=True)}
+
+    def _cells(self, raw: bytes) -> list[str]:
+        rows = list(csv.reader([raw.decode("utf-8-sig").rstrip("\r\n")], strict=True))
+        if len(rows) != 1:
+            raise ValueError(f"{len(rows)} rows where one should be")
+        return [cell.strip() for cell in rows[0]]
+
+
 class ListSource:
     """A file that is one JSON list of objects."""
 
@@ -271,7 +317,9 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
 
 
 def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None = None) -> Source:
-    """Lines that `parse` reads; without it a JSON list or JSON lines, told apart by the first character of the file."""
+    """Lines that `parse` reads; without it a table by its name (.csv), a JSON list or JSON lines, told apart by the
+    first character of the file.
+    """
     try:
         stamp = files.stamp(path)
         head = files.read_part(path, 0, min(stamp.size, 4096)) if files.is_seekable(path) else files.read(path)[:4096]
@@ -279,6 +327,8 @@ def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None =
         raise FileNotFoundError(f"{path}: no such data file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read; {error}") from error
+    if parse is None and path.lower().endswith((".csv", ".csv.gz")):
+        return TableSource(path, files, index.load(path, is_quoted=True))
     if parse is None and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         return ListSource(path, files.read(path))
     return LineSource(path, files, index.load(path), parse)

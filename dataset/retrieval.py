@@ -95,7 +95,7 @@ class ImageTextPairs:
     def __init__(self, config: PairsConfig, preprocessing: Preprocessing) -> None:
         self.config, self.preprocessing = config, preprocessing
         self.parts = {
-            language: _scan(files, config, preprocessing) for language, files in config.files_by_language().items()
+            language: scan(files, config, preprocessing) for language, files in config.files_by_language().items()
         }
         self.languages = list(self.parts)
         self.ends = np.cumsum([part.num_texts for part in self.parts.values()])
@@ -121,7 +121,7 @@ class ImageTextPairs:
         entry = part.read(int(part.record_of_text[k]))
         text = self.config.clean(entry.captions[int(part.number_of_text[k])], self.preprocessing.max_words)
         data = read_image(entry.image, entry.root, self.preprocessing.files)
-        texts = self.preprocessing.encode([text])
+        texts = self.encode_caption(text, generator)
         return Sample(
             image=self.preprocessing.transform(data, generator),
             image_id=stable_id(entry.image_id),
@@ -129,6 +129,10 @@ class ImageTextPairs:
             languages=[language],
             masked=mask_texts(texts, self.preprocessing.masker, generator),
         )
+
+    def encode_caption(self, text: str, generator: np.random.Generator) -> list[list[int]]:
+        """Token ids of the one caption of a sample."""
+        return self.preprocessing.encode([text])
 
     def collate(self, samples: list[Sample], skipped: list[Skipped]) -> ImageTextBatch:
         return collate_samples(samples, skipped, self.preprocessing.tokenizer.pad_id)
@@ -161,18 +165,18 @@ class ImageTextPairs:
             clean=self.config.clean,
         )
 
-    def _locate_record(self, number: int) -> tuple[str, _Part, int]:
+    def _locate_record(self, number: int) -> tuple[str, Part, int]:
         for language, part in self.parts.items():
             if number < part.num_records:
                 return language, part, number
             number -= part.num_records
         raise IndexError(f"record {number} beyond {self.num_records}")
 
-    def _locate(self, index: int) -> tuple[int, _Part, int]:
+    def _locate(self, index: int) -> tuple[int, Part, int]:
         language, k = locate(self.ends, index)
         return language, self.parts[self.languages[language]], k
 
-    def _items(self, part: _Part) -> list[GalleryItem]:
+    def _items(self, part: Part) -> list[GalleryItem]:
         items: dict[str, GalleryItem] = {}
         for record, number in zip(part.record_of_text.tolist(), part.number_of_text.tolist()):
             entry = part.read(record)
@@ -235,7 +239,7 @@ class WitLines(ImageTextPairs):
 
 
 @dataclass
-class _Part:
+class Part:
     """The records of one language; texts are (record, number within it), so that captions stay on disk."""
 
     records: Records
@@ -244,6 +248,7 @@ class _Part:
     record_of_text: np.ndarray
     number_of_text: np.ndarray
     skipped: list[Skipped] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     @property
     def num_records(self) -> int:
@@ -265,10 +270,10 @@ class _Part:
             raise BadRecord(error.reason, str(error.detail), self.records.where(record)) from error
 
 
-def _scan(files: list[str], config: Any, preprocessing: Preprocessing) -> _Part:
+def scan(files: list[str], config: Any, preprocessing: Preprocessing) -> Part:
     """Every usable caption of the files; empty captions and broken records are left out and listed."""
     records = Records(files, preprocessing.files, preprocessing.cache_dir, config.parse)
-    part = _Part(records, config, preprocessing, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    part = Part(records, config, preprocessing, np.zeros(0, np.int64), np.zeros(0, np.int64), paths=list(files))
     found: list[tuple[int, int]] = []
     for record in range(part.num_records):
         try:

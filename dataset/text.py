@@ -80,6 +80,10 @@ class TextTokenizer:
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of a text, as they stand in the vocabulary."""
+        return self.tokenizer.encode(text, add_special_tokens=False).tokens
+
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Ids with begin and end marks; a longer text loses pieces at its end, the end mark stays."""
         kept = max(max_tokens - 2, 0)
