@@ -10,7 +10,6 @@ def task_table() -> str:
     rows = [("task", "class", "default config")]
     for table in (TASKS, TOOLS):
         rows += [(name, table.target(name), DEFAULT_CONFIG.get(name, "-")) for name in table.names()]
-    for name, (first, second, _) in CHAINS.items():
-        rows.append((name, f"{first}, then {second}", f"{DEFAULT_CONFIG[first]}, {DEFAULT_CONFIG[second]}"))
+    rows += [(name, f"{first}+{second}", "-") for name, (first, second, _) in CHAINS.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{name:{widths[0]}}  {target:{widths[1]}}  {config}" for name, target, config in rows)

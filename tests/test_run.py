@@ -10,7 +10,7 @@ import run
 from compat.command import find_config, settle
 from compat.processes import Processes
 from configs.schema import Config
-from tasks import DEFAULT_CONFIG, TASKS, TOOLS
+from tasks import CHAINS, DEFAULT_CONFIG, TASKS, TOOLS
 from tests.compat.cclm_files import FILES
 from utils.config import ConfigError, build
 from utils.config_tree import plain
@@ -40,7 +40,7 @@ def test_help_comes_at_once():
 def test_the_task_list_names_class_and_config():
     done = command("--task", "list")
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert done.returncode == 0 and [row[0] for row in rows] == TASKS.names() + TOOLS.names()
+    assert done.returncode == 0 and [row[0] for row in rows] == TASKS.names() + TOOLS.names() + list(CHAINS)
     assert [row[1] for row in rows[: len(TASKS.names())]] == [TASKS.target(name) for name in TASKS.names()]
     assert [row[2] for row in rows] == [DEFAULT_CONFIG.get(row[0], "-") for row in rows]
 

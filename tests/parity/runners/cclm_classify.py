@@ -49,13 +49,10 @@ def nlvr_pretrain_tree(config: dict[str, Any]) -> Tree:
     return nlvr_tree(config) | {"projections": "image", "classifier": {"num_classes": 3, "num_layers": 1}}
 
 
-def retrieval_tree(config: dict[str, Any]) -> Tree:
-    return cclm_model_tree(config)
-
-
 # The model of every task whose fine-tuning starts from a pre-trained file.
 TREES: dict[str, Callable[[dict[str, Any]], Tree]] = {
-    "retrieval": retrieval_tree,
+    "retrieval": cclm_model_tree,
+    "vqa": cclm_model_tree,
     "xvnli": xvnli_tree,
     "nlvr": nlvr_tree,
     "nlvr_pretrain": nlvr_pretrain_tree,
