@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
+from dataset.augment import GREY, WARPS
 from dataset.boxes import Placed
 from dataset.regions import RegionImages
 from dataset.samples import Preprocessing
 from dataset.text import SkipgramMasker, clean_caption, clean_question
 from dataset.transforms import Box, Resize
-from tests.parity.runners.ccrk_data import ToyTokenizer, check_masking_statistics
+from tests.parity.runners.ccrk_data import ToyTokenizer, check_masking_statistics, check_operation
 
 MAX_TOKENS = 40
 BOX_TOLERANCE = 1e-6  # the fixtures are rounded to seven places
@@ -136,7 +138,18 @@ def check_region_rows(entry: dict[str, Any], size: int, patch: int, case: Path, 
     assert difference <= BOX_TOLERANCE, f"case {number}: boxes differ by {difference:.3g}"
 
 
+def run_randaugment(case: Path) -> None:
+    config = json.loads((case / "config.json").read_text(encoding="utf-8"))
+    image = load_file(case / "inputs.safetensors")["image"]
+    for key, expected in load_file(case / "outputs.safetensors").items():
+        name, arguments = key.partition(".")[0], config["args"][key]
+        direction = -1 if name in WARPS and arguments[0] < 0 else 1
+        fill = arguments[-1] if name in WARPS else list(GREY)
+        check_operation(image, expected, name, config["level"], direction, fill)
+
+
 KINDS = {
+    ("cclm", "randaugment"): run_randaugment,
     ("cclm", "data_functions"): run_data_functions,
     ("cclm", "region_pipeline"): run_region_pipeline,
 }
