@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
 def do(arguments: argparse.Namespace, argv: list[str]) -> int:
     """One run, tool or export; its exit status."""
     from tasks import TOOLS
-    from utils.config import ConfigError
+    from utils.config import ConfigError, to_yaml
 
     try:
         if arguments.task == "export":
@@ -67,7 +66,7 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
             return run_tool(arguments, argv)
         plan, config = settle_command(arguments)
         if arguments.dry_run:
-            print(as_yaml(config), end="")
+            print(to_yaml(config), end="")
             return 0
         if not is_worker():
             prepare(config, arguments)
@@ -95,25 +94,34 @@ def export(arguments: argparse.Namespace) -> int:
 
 def run_tool(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Do what a row of the tool table does; the exit status."""
+    from compat.command import place_output
     from rosetta import load
     from tasks import TOOLS
     from utils import distributed
-    from utils.results import upload, write_json
+    from utils.config import to_yaml
+    from utils.remote import sent_when_left
+    from utils.results import check_remote, upload, write_json
 
     kind = TOOLS.load(arguments.task)
+    arguments.remote_output = place_output(arguments)
     config = tool_config(kind, arguments)
     if arguments.dry_run:
-        print(as_yaml(config), end="")
+        print(to_yaml(config), end="")
         return 0
+    for address in (arguments.output_hdfs, arguments.remote_output):
+        check_remote(address)
     processes = find_processes(arguments)
     if processes.are_many and not is_worker():
         return start_processes(argv, processes)
     choose_devices(processes)
-    with process_group(config.seed):
+    output_dir = Path(config.output_dir)
+    with (
+        process_group(config.seed),
+        sent_when_left(arguments.remote_output, output_dir, is_main=distributed.is_main()),
+    ):
         tool = kind(config, load)
         result = tool.run()
         if distributed.is_main():
-            output_dir = Path(config.output_dir)
             if result:
                 output_dir.mkdir(parents=True, exist_ok=True)
                 write_json(output_dir / "metrics.json", result)
@@ -362,15 +370,6 @@ def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: st
     print(format_table(metrics))
     if remote:
         upload(output_dir, remote)
-
-
-def as_yaml(config: Config) -> str:
-    """The resolved settings as a file that --config reads."""
-    from utils.config import dump_yaml
-
-    with tempfile.TemporaryDirectory() as folder:
-        dump_yaml(config, Path(folder) / "config.yaml")
-        return (Path(folder) / "config.yaml").read_text(encoding="utf-8")
 
 
 def leave(error: Exception, status: int, arguments: argparse.Namespace) -> int:

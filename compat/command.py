@@ -86,6 +86,7 @@ def settle_tool(arguments: Namespace) -> Node:
     tree = read_tree(arguments.config) if arguments.config else Node({}, COMMAND_LINE)
     given = {
         "output_dir": arguments.output_dir,
+        "remote_output": arguments.remote_output,
         "checkpoint": arguments.checkpoint,
         "seed": arguments.seed,
         "batch_size": arguments.bs,

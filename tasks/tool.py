@@ -14,6 +14,7 @@ class ToolConfig:
     """
 
     output_dir: str = "output"
+    remote_output: str = ""  # the address that the files in output_dir are sent to, where --output_dir was one
     checkpoint: str = ""
     seed: int = 42
 

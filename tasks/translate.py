@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataset.caption_lines import CaptionLine, parse_caption_line
-from dataset.files import BadRecord, DataError, Files, is_remote
+from dataset.files import BadRecord, DataError, Files
 from dataset.readers import LineIndex, LineSource, list_files, open_source
 from dataset.text import LONE_SURROGATE
 from models.translator import Translator, TranslatorConfig
@@ -28,11 +28,20 @@ from utils.config import to_tree
 from utils.environment import fingerprint
 from utils.folder import Folder
 from utils.progress import Progress
+from utils.remote import is_remote, local_copy
 from utils.report import LANGUAGE_NAMES
 
 MANIFEST = ".translate.json"
 MAX_EXAMPLES = 5
-NOT_IN_THE_WORK = ("files", "output_dir", "to", "device", "checkpoint", "seed")  # what may change between two starts
+NOT_IN_THE_WORK = (
+    "files",
+    "output_dir",
+    "remote_output",
+    "to",
+    "device",
+    "checkpoint",
+    "seed",
+)  # what may change between two starts
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +120,7 @@ class Translate(Tool):
     @dataclass
     class Config(TranslatorConfig, ToolConfig):
         files: str | list[str] = field(default_factory=list)  # files and folders of JSON lines; may be remote
-        to: str = ""  # folder for the files with more languages; may be remote; none: `translated` in output_dir
+        to: str = ""  # folder for the files with more languages; may be remote; none: `translated` below --output_dir
         caption_key: str = "caption"
         overwrite: bool = False  # translate again what is there already in a target language
         part_records: int = 512  # records between two stored parts
@@ -121,7 +130,7 @@ class Translate(Tool):
             TranslatorConfig.__post_init__(self)
             self.model = self.model or self.checkpoint
             self.files = [self.files] if isinstance(self.files, str) else self.files
-            self.to = self.to or f"{self.output_dir}/translated"
+            self.to = self.to or f"{(self.remote_output or self.output_dir).rstrip('/')}/translated"
             for name, words in (("files", "files=[data/train.jsonl]"), ("model", "model=data/m2m100_418M")):
                 if not getattr(self, name):
                     raise ValueError(f"{name} is empty; name at least one, as {words}")
@@ -136,6 +145,7 @@ class Translate(Tool):
     def run(self) -> dict[str, Any]:
         """Translate what is not there yet; the counts of all files, also of those done by an earlier start."""
         started = time.monotonic()
+        self.config.model = str(local_copy(self.config.model))
         problem = distributed.broadcast_object(self._begin() if distributed.is_main() else None)
         if problem:
             raise DataError(problem)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import os
 import tempfile
@@ -24,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 from utils.config_tree import ConfigError, Node, join, located, plain, read_tree, type_name
 from utils.registry import Registry, nearest
 
-__all__ = ["ConfigError", "build", "dump_yaml", "load_config", "read_yaml", "to_tree"]
+__all__ = ["ConfigError", "build", "dump_yaml", "load_config", "read_yaml", "to_tree", "to_yaml"]
 
 Schema = TypeVar("Schema")
 
@@ -65,18 +66,24 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     return plain(read_tree(path))
 
 
-def dump_yaml(config: Any, path: str | os.PathLike) -> None:
-    """Write a configuration or a tree; a reader sees the old file or the whole new one."""
-    path = Path(path)
-    yaml = YAML(typ="safe", pure=True)
+def to_yaml(config: Any) -> str:
+    """A configuration or a tree as a file that `load_config` reads."""
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style = False
     yaml.allow_unicode = True
     yaml.width = 4096
     yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(to_tree(plain(config)), text)
+    return text.getvalue()
+
+
+def dump_yaml(config: Any, path: str | os.PathLike) -> None:
+    """Write a configuration or a tree; a reader sees the old file or the whole new one."""
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yaml.dump(to_tree(plain(config)), file)
+            file.write(to_yaml(config))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

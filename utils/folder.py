@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-import fsspec
+from utils.remote import open_system
 
 
 class Folder:
@@ -14,7 +14,7 @@ class Folder:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.filesystem, self.root = fsspec.url_to_fs(address)
+        self.filesystem, self.root = open_system(address)
 
     @property
     def full_address(self) -> str:

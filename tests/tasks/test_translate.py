@@ -199,6 +199,27 @@ def test_both_ends_may_be_remote(tmp_path, model, scheme):
     assert (tmp_path / "out/metrics.json").exists()
 
 
+def test_an_output_folder_may_be_an_address(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the local folder of the same name goes
+    write(tmp_path / "in/a.jsonl", '{"caption": {"en": "a"}}\n')
+    words = [f"memory://{tmp_path.name}/more" if word == str(tmp_path / "out") else word for word in command(tmp_path)]
+    assert run.main(words) == 0
+    filesystem, root = fsspec.url_to_fs(f"memory://{tmp_path.name}/more")
+    assert b"de A" in filesystem.cat_file(f"{root}/translated/a.jsonl")
+    assert json.loads(filesystem.cat_file(f"{root}/metrics.json"))["records"] == 1
+
+
+def test_a_model_may_lie_elsewhere(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(translate, "Translator", lambda config, *rest: seen.append(config.model) or Capitals(0, 0, 0))
+    filesystem, root = fsspec.url_to_fs(f"memory://{tmp_path.name}/model")
+    filesystem.pipe_file(f"{root}/config.json", b"{}")
+    write(tmp_path / "in/a.jsonl", '{"caption": {"en": "a"}}\n')
+    assert run.main([*command(tmp_path), f"model=memory://{tmp_path.name}/model"]) == 0
+    assert (tmp_path / seen[0] / "config.json").read_bytes() == b"{}"
+
+
 @pytest.mark.parametrize(
     "words, status, message",
     [
@@ -211,6 +232,7 @@ def test_both_ends_may_be_remote(tmp_path, model, scheme):
         (["files=LIST"], 1, "list.json: is a JSON list"),
         (["files=[IN,IN/a.jsonl]"], 1, "a second file called a.jsonl"),
         (["to=IN"], 1, "would be written over by its translation"),
+        (["to=nowhere://x"], 2, "nowhere://x: cannot be reached"),
         (["to=TAKEN"], 1, "is there already, and not from this program"),
     ],
 )
