@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compat.cclm_finetuning import RETRIEVAL_KEYS, retrieval_settings
-from compat.cclm_pretraining import PRETRAINING_KEYS, WITHOUT_EFFECT, pretraining_settings
-from compat.cclm_sizes import KNOWN_FILES, XLM_ROBERTA_LARGE, model_section, needed_sizes
+from compat.cclm_labels import LABEL_KEYS, label_settings
+from compat.cclm_pretraining import PRETRAINING_KEYS, WITHOUT_EFFECT, picture_pair_settings, pretraining_settings
+from compat.cclm_sizes import KNOWN_FILES, XLM_ROBERTA_LARGE, classifier_section, model_section, needed_sizes
 from compat.cclm_training import training_settings
 from compat.flags import nested
 from compat.original import Original, read_json
@@ -23,7 +24,7 @@ MODEL_KEYS = {
 TRAINING_KEYS = {
     "optimizer", "schedular", "accelerator", "start_eval", "eval_interval", "ckpt_frequent", "ckpt_frequent_step",
 }  # fmt: skip
-KNOWN_KEYS = MODEL_KEYS | TRAINING_KEYS | PRETRAINING_KEYS | RETRIEVAL_KEYS | WITHOUT_EFFECT
+KNOWN_KEYS = MODEL_KEYS | TRAINING_KEYS | PRETRAINING_KEYS | RETRIEVAL_KEYS | LABEL_KEYS | WITHOUT_EFFECT
 
 
 def is_original(tree: Node) -> bool:
@@ -31,33 +32,44 @@ def is_original(tree: Node) -> bool:
     return sum(mark in tree.value for mark in MARKS) >= 2
 
 
+def kind_of(tree: Node, task: str | None) -> str:
+    """Which of the original's programs a file belongs to; only NLVR's domain pre-training needs the task to tell."""
+    if "images" in tree.value:
+        return "picture_pairs" if task == "nlvr_pretrain" else "pretraining"
+    return "labels" if "batch_size" in tree.value else "retrieval"
+
+
 def translate_config(
-    tree: Node, path: Path, world_size: int, placeholders: Mapping[str, str]
+    tree: Node, path: Path, world_size: int, placeholders: Mapping[str, str], task: str | None = None
 ) -> tuple[Node, list[str]]:
     """Our tree for an original file, and the lines of notice. Batch sizes there are per process, ours over all."""
-    original = Original(tree)
-    notices: list[str] = []
-    is_pretraining = "images" in tree.value
-    if is_pretraining:
-        settings = pretraining_settings(original, world_size)
+    original, notices, kind = Original(tree), [], kind_of(tree, task)
+    settings = {"data.tokenizer": original.node("text_encoder"), **_model_settings(original, path, kind)}
+    if kind == "pretraining":
+        settings |= pretraining_settings(original, world_size)
+    elif kind == "picture_pairs":
+        settings |= picture_pair_settings(original, world_size)
+    elif kind == "labels":
+        settings |= label_settings(original, world_size, placeholders, notices)
     else:
-        settings = retrieval_settings(original, world_size, placeholders)
-    settings = {
-        **_model_settings(original, path, is_pretraining),
-        "data.tokenizer": original.node("text_encoder"),
-        **settings,
-        **training_settings(original, has_fresh_rate=is_pretraining, notices=notices),
-    }
+        settings |= retrieval_settings(original, world_size, placeholders)
+    settings |= training_settings(original, kind, notices)
     original.check_all_read(WITHOUT_EFFECT, KNOWN_KEYS)
     return nested({key: value for key, value in settings.items() if value is not None}, tree.place), notices
 
 
-def _model_settings(original: Original, path: Path, is_pretraining: bool) -> dict[str, Any]:
+def _model_settings(original: Original, path: Path, kind: str) -> dict[str, Any]:
     """Towers, fusion stack and heads, and the public weights that they start from in pre-training."""
     keys = {key: original.get(key) for key in MODEL_KEYS}
     keys["use_swin"] = original.get("use_swin", True)
-    vision = _image_sizes(original, keys, path)
-    section = model_section(keys, vision, _text_sizes(original, path), is_pretraining=is_pretraining)
+    vision, text = _image_sizes(original, keys, path), _text_sizes(original, path)
+    is_pretraining = kind == "pretraining"
+    section = model_section(keys, vision, text, is_pretraining=is_pretraining)
+    if kind == "labels":
+        num_classes = original.get("num_labels")
+        section = classifier_section(section, num_classes or 2, num_images=1 if num_classes else 2)
+    elif kind == "picture_pairs":
+        section = classifier_section(section, 3, num_images=2, num_layers=1, projections="image")
     return {
         **{f"model.{name}": value for name, value in section.items()},
         "init.image": vision.get("ckpt") if is_pretraining else None,

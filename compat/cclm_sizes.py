@@ -74,6 +74,26 @@ def model_section(
     return _given(section)
 
 
+def classifier_section(
+    section: dict[str, Any],
+    num_classes: int,
+    *,
+    num_images: int,
+    num_layers: int | None = None,
+    projections: str = "none",
+) -> dict[str, Any]:
+    """The section of a model that compares no images with texts but tells classes of texts with their images."""
+    left_out = ("temperature", "shared_projection")
+    classifier = _given({"num_classes": num_classes, "num_layers": num_layers})
+    return {
+        **{key: value for key, value in section.items() if key not in left_out},
+        "text_fusion": {**section["text_fusion"], "num_images": num_images},
+        "projections": projections,
+        "has_match_head": False,
+        "classifier": classifier,
+    }
+
+
 def _image_section(keys: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
     image_size = keys.get("image_res") or vision.get("image_res", 224)
     if keys.get("use_clip_vit"):

@@ -14,8 +14,8 @@ ACCELERATOR_KEYS = {
 }  # fmt: skip
 
 
-def training_settings(original: Original, *, has_fresh_rate: bool, notices: list[str]) -> dict[str, Any]:
-    """Our settings by dotted key; `has_fresh_rate`: this task trains fresh parameters at lr times lr_mult."""
+def training_settings(original: Original, kind: str, notices: list[str]) -> dict[str, Any]:
+    """Our settings by dotted key, for one of the kinds of `compat.cclm`."""
     optimizer = original.section("optimizer", {"opt", "lr", "weight_decay", "lr_mult"})
     schedule = original.section("schedular", {"sched", "lr", "epochs", "num_warmup_steps"})
     for value, allowed, key in (
@@ -31,7 +31,7 @@ def training_settings(original: Original, *, has_fresh_rate: bool, notices: list
         "optim.flavour": "hf",
         "optim.decays_vectors": True,
         "optim.no_decay": ["bias", r"norm[12]?\.weight$"],
-        "optim.fresh_lr_multiplier": optimizer.get("lr_mult") if has_fresh_rate else None,
+        **_fresh_rate(optimizer.get("lr_mult"), kind),
         "schedule.warmup": schedule.get("num_warmup_steps"),
         "train.epochs": schedule.get("epochs"),
         "train.first_evaluation_epoch": original.node("start_eval"),
@@ -40,6 +40,20 @@ def training_settings(original: Original, *, has_fresh_rate: bool, notices: list
         "train.save_every_steps": original.node("ckpt_frequent_step"),
         **_accelerator_settings(original, notices),
     }
+
+
+def _fresh_rate(factor: float | None, kind: str) -> dict[str, Any]:
+    """Which parameters train at lr times lr_mult, and what no checkpoint need hold."""
+    if kind == "pretraining":
+        return {"optim.fresh_lr_multiplier": factor}
+    if kind not in ("labels", "picture_pairs"):
+        return {}  # the originals' retrieval programs give the factor to nothing
+    settings: dict[str, Any] = {
+        "optim.lr_multipliers": None if factor is None else {r"classifier\.": factor},
+        "init.allow_missing": ["classifier."],
+    }
+    # Only likeness of pictures is read from the projection: it gets no gradient.
+    return settings | ({"optim.frozen": [r"image_projection\."]} if kind == "picture_pairs" else {})
 
 
 def _accelerator_settings(original: Original, notices: list[str]) -> dict[str, Any]:

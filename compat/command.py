@@ -70,7 +70,7 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     notices: list[str] = [processes.notice] if processes.notice else []
     path = find_config(arguments, task, default_config, root, notices)
     world = processes.nproc * processes.nnodes
-    tree = _read(path, world, placeholders, notices)
+    tree = _read(path, world, placeholders, task, notices)
     if arguments.gmt:
         tree = _use_translated_tests(tree, path)
     notices += _notices_of_unread_flags(arguments, task)
@@ -202,11 +202,11 @@ def _task_name(arguments: Namespace, default_config: Mapping[str, str]) -> str |
     return task
 
 
-def _read(path: Path, world: int, placeholders: Mapping[str, str], notices: list[str]) -> Node:
+def _read(path: Path, world: int, placeholders: Mapping[str, str], task: str | None, notices: list[str]) -> Node:
     tree = read_file(path)
     if not cclm.is_original(tree):
         return read_tree(path)
-    translated, said = cclm.translate_config(tree, path, world, placeholders)
+    translated, said = cclm.translate_config(tree, path, world, placeholders, task)
     notices += said
     return translated
 

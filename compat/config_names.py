@@ -20,6 +20,13 @@ _BOTH = {"xFlickrCO.yaml": "xflickrco", "xFlickrCO_fewshot.yaml": "xflickrco_few
     for name, parts in RETRIEVAL_SETS.items()
     for part in parts
 }
+_ONLY_CCLM = {
+    "XVNLI.yaml": "xvnli",
+    "XVNLI_fewshot.yaml": "xvnli_fewshot",
+    "NLVR.yaml": "nlvr",
+    "NLVR_fewshot.yaml": "nlvr_fewshot",
+    "NLVR_multilingual_pretrain_O1.yaml": "nlvr_pretrain",
+}
 # Ours in the place of the originals' files that are absent; the first is meant unless something speaks against it.
 OUR_CONFIG: dict[str, tuple[str, ...]] = {
     "Pretrain.yaml": ("configs/base/ccrk_pretrain.yaml",),
@@ -27,6 +34,7 @@ OUR_CONFIG: dict[str, tuple[str, ...]] = {
     "Pretrain_2m.yaml": ("configs/ccrk/pretrain_2m.yaml",),
     "Pretrain_3m.yaml": ("configs/ccrk/pretrain_3m.yaml",),
     **{name: (f"configs/cclm/{ours}.yaml", f"configs/ccrk/{ours}.yaml") for name, ours in _BOTH.items()},
+    **{name: (f"configs/cclm/{ours}.yaml",) for name, ours in _ONLY_CCLM.items()},
 }
 # What the originals' tasks read without --config, below configs/ or configs/<--model>/ of the working folder.
 ORIGINAL_DEFAULT = {

@@ -56,6 +56,7 @@ IGLUE = "iglue/datasets"
 FLICKR_CO = f"{IGLUE}/xFlickrCO/annotations"
 TRANSLATED = ("de", "es", "id", "ja", "ru", "tr", "zh")
 LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
+MARVL = ("zh", "id", "sw", "ta", "tr")
 WIT = "data/wit/annotations-bs64"
 WIT_LANGUAGES = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
 SIZES = "batch_size_train: 8\nbatch_size_test: 12\nbatch_size_test_text: 64\nmax_tokens: 80\nk_test: 128\n" + SPACE
@@ -92,4 +93,95 @@ FILES["WIT.yaml"] = (
     + SIZES
     + finetuning(epochs=5)
     + "start_eval: 3\n"
+)
+
+
+# --- XVNLI, NLVR2 and MaRVL ------------------------------------------------------------------------------------------
+
+XVNLI = f"{IGLUE}/XVNLI/annotations"
+LABELS = "max_tokens: 80\nnum_labels: 3\nbatch_size: 12\nuse_one_cl_proj_only: False\n"
+FLICKR = "image_root: 'images/flickr30k-images'\n"
+FILES["XVNLI.yaml"] = (
+    f"train_file: ['{XVNLI}/en/train.jsonl']\nval_file: ['{XVNLI}/en/dev.jsonl']\n"
+    f"test_file: {quoted({x: f'{XVNLI}/{x}/test.jsonl' for x in ('ar', 'en', 'es', 'fr', 'ru')})}\n"
+    f"gmt_test_file: {quoted({x: f'{XVNLI}_machine-translate/{x}/test.jsonl' for x in ('ar', 'es', 'fr', 'ru')})}\n"
+    + FLICKR
+    + LABELS
+    + finetuning()
+    + "start_eval: 0\neval_interval: 1\n"
+)
+FILES["XVNLI_fewshot.yaml"] = (
+    f"train_file: ['{XVNLI}/{{}}/train_{{}}.jsonl']\nval_file: ['{XVNLI}/{{}}/test.jsonl']\ntest_file: {{}}\n"
+    + FLICKR
+    + LABELS
+    + finetuning("1e-5", 60)
+    + "start_eval: 9\neval_interval: 10\n"
+)
+NLVR = "data/finetune/nlvr_en/nlvr"
+FILES["NLVR.yaml"] = (
+    f"train_file: ['{NLVR}_train.json']\nval_file: ['{NLVR}_dev.json']\nimage_root: 'images/nlvr2/'\n"
+    f"test_file: {quoted({'en': f'{NLVR}_test.json', **{x: f'data/marvl/marvl-{x}.json' for x in MARVL}})}\n"
+    "batch_size: 10\n" + finetuning() + "start_eval: 6\n"
+)
+FILES["NLVR_fewshot.yaml"] = (
+    "train_file: ['data/marvl/marvl-{}_train10x2.json']\nval_file: ['data/marvl/marvl-{}.json']\nimage_root: ''\n"
+    "test_file: {}\nbatch_size: 10\n" + finetuning("1e-5", 60) + "start_eval: 9\neval_interval: 10\n"
+)
+
+# --- pre-training ----------------------------------------------------------------------------------------------------
+
+IMAGES = "image_key: 'binary', is_image_rpath: False, caption_key: 'caption', tokenized: False"
+MONO = IMAGES.replace("'caption'", "'desc'")
+WORDS = """
+max_words: 40
+max_tokens: 40
+mask_prob: 0.4
+max_masks: 12
+mask_whole_word: False
+skipgram_prb: 0.2
+skipgram_size: 3
+use_tlm: False
+sample_2_captions: False
+use_one_cl_proj_only: False
+embed_dim: 256
+"""
+ACCELERATOR = (
+    "accelerator: {SYNCBN: false, FP16_OPT_LEVEL: O1, FP16_LOSS_SCALE: dynamic, RNG_SEED: 42, "
+    "GRAD_ACCUMULATE_STEPS: 1, CLIP_GRAD_NORM: 1.0}\n"
+)
+IMAGE_SECTION = f"images: {{{IMAGES}, batch_size: 128, num_workers: 4, iter_perc: 1.0}}\n"
+
+
+def pretraining(images, regions, code_switch):
+    """Pretrain_3m.yaml and Pretrain_4m.yaml."""
+    switch = f"code_switch: {code_switch}, careful_hflip: True"
+    sizes = "batch_size: 128, max_images: 48, max_regions: 5, min_perc_in_image: 0.5, num_workers: 2"
+    return (
+        f"train_file: {images}\ntrain_dataset_size: 2838361\n{IMAGE_SECTION}"
+        f"train_file_regions: {regions}\nregions: {{{IMAGES}, {switch}, {sizes}}}\n"
+        f"train_file_mono: []\nimages_mono: {{{MONO}, batch_size: 128}}\n"
+        "train_file_text: ['hdfs://path/to/wikimatrix']\n"
+        "texts_para: {source_key: 'source_text', target_key: 'target_text', tokenized: False, batch_size: 128, "
+        "num_workers: 4, iter_perc: 1.0, max_words: 64, max_tokens: 64, mask_prob: 0.4, max_masks: 20}\n"
+        + TOWERS.format(size=224)
+        + WORDS
+        + "calc_image_bbox_loss: False\ntemp: 0.07\n"
+        "ckpt_frequent_step: 50000\nckpt_frequent: 5\n"
+        + RATES.format(lr="1e-4", epochs=30).replace("0.1}", "2500}")
+        + ACCELERATOR
+    )
+
+
+FILES["Pretrain_3m.yaml"] = pretraining(["hdfs://path/to/cc-3m-uc2"], [], False)
+FILES["Pretrain_4m.yaml"] = pretraining(
+    [f"hdfs://path/to/{name}" for name in ("cc-3m-uc2", "sbu-mm", "vg-mm", "coco-mm")],
+    [f"hdfs://path/to/{name}-mm" for name in ("coco_object", "vg_object", "vg_region")],
+    True,
+)
+FILES["NLVR_multilingual_pretrain_O1.yaml"] = (
+    f"train_file: ['hdfs://path/to/cc-3m-uc2']\ntrain_dataset_size: 2838361\n{IMAGE_SECTION}"
+    + TOWERS.format(size=224)
+    + WORDS
+    + RATES.format(lr="3e-5", epochs=2)
+    + ACCELERATOR
 )
