@@ -12,7 +12,7 @@ from dataset.bad_records import BadRecords
 from dataset.batch import ImageTextBatch, Skipped
 from dataset.files import DataError
 from dataset.gallery import Gallery
-from dataset.samples import Preprocessing, Sample
+from dataset.samples import Contents, Preprocessing, Sample
 from dataset.sections import locate
 
 Order = Literal["shuffle", "sequential", "debias"]
@@ -171,6 +171,24 @@ class Mixture:
             galleries = part.galleries(bad_records, num_threads)
             found |= {name if len(galleries) == 1 else f"{name}_{key}": folds for key, folds in galleries.items()}
         return found
+
+    @property
+    def num_records(self) -> int:
+        return sum(part.num_records for part in self.sets.values())
+
+    def where_record(self, number: int) -> str:
+        part, number = self._locate_record(number)
+        return part.where_record(number)
+
+    def describe(self, number: int) -> Contents:
+        """What the record of a set holds."""
+        part, number = self._locate_record(number)
+        return part.describe(number)
+
+    def _locate_record(self, number: int) -> tuple[Any, int]:
+        ends = np.cumsum([part.num_records for part in self.sets.values()])
+        k, number = locate(ends, number)
+        return list(self.sets.values())[k], number
 
     def _locate(self, index: int) -> tuple[Any, int]:
         k, number = locate(self.ends, index)

@@ -11,12 +11,15 @@ from utils.report_page import definitions, folded, page, tiles
 BINS = (8, 16, 24, 32, 40, 64, 100)
 SPLIT_HEAD = ["split", "records", "samples", "bad", "bad share", "pictures", "too small", "captions", "cut", "verdict"]
 LANGUAGE_HEAD = ["language", "captions", "missing", "empty", "p50", "p95", "max", "words cut", "tokens cut", "unknown"]
+PICTURE_HEAD = ["split", "pictures", "readable", "p5", "p50", "p95", "too small", "mean kB"]
 NOTES = {
     "small": "Too small: the shorter side has fewer pixels than the model's input. Cut: longer than max_words or "
     "max_tokens, so the end is lost.",
+    "picture": "p5, p50, p95: pixels of the shorter side that so many percent of the pictures do not exceed.",
     "length": "Lengths in tokens, begin and end marks included. Unknown: share of pieces that the tokenizer lacks.",
     "repeats": "Two samples of a batch that show the same picture under different ids, or share a caption, count as "
-    "wrong answers to each other although they are right. Expected at the configured batch size.",
+    "wrong answers to each other although they are right. Expected at the configured batch size, for batches drawn "
+    "from the whole set.",
     "leak": "Pictures are compared by their bytes. Ids may agree by chance where files number their records anew.",
 }
 
@@ -51,6 +54,17 @@ def _language_rows(split: dict[str, Any], named: bool) -> list[list[str]]:
         counts += [each["over_max_words"], each["over_max_tokens"]]
         label = language_name(name) if named else name
         rows.append([label, *(number(count) for count in counts), share(each["unknown_share"])])
+    return rows
+
+
+def _picture_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, split in result["splits"].items():
+        images = split.get("images", {})
+        if images.get("readable"):
+            numbers = [images["count"], images["readable"], *images["shorter_side"].values()]
+            kilobytes = f"{images['mean_bytes'] / 1000:.1f}"
+            rows.append([name, *map(number, numbers), number(images["smaller_than_input"]), kilobytes])
     return rows
 
 
@@ -119,6 +133,7 @@ def check_page(result: dict[str, Any], place: str) -> str:
         ("Problems", _problems(result)),
         ("Languages", _languages(result)),
         ("Lengths", _lengths(result)),
+        ("Pictures", _panel("Pictures", PICTURE_HEAD, _picture_rows(result), NOTES["picture"])),
         ("Repeats and false negatives", _repeats(result)),
         ("Leaks from training", _leaks(result)),
     ]

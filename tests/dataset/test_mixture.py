@@ -95,3 +95,11 @@ def test_too_small_a_set_is_named(folder):
     ):
         Loader(open_mixture(folder), batch_size=16, batches_per_draw=2)
     assert len(Loader(open_mixture(folder, "shuffle"), batch_size=16)) == 3
+
+
+def test_records_of_all_sets_are_described_in_their_order(folder):
+    mixture = open_mixture(folder)
+    parts = list(mixture.sets.values())
+    described = [(mixture.where_record(k), mixture.describe(k).captions) for k in range(mixture.num_records)]
+    own = [(part.where_record(k), part.describe(k).captions) for part in parts for k in range(part.num_records)]
+    assert len(parts) > 1 and described == own
