@@ -15,6 +15,13 @@ from utils.report_page import definitions, folded, page, tiles
 
 RECALLS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10")
 NOT_LANGUAGES = ("mean", "mean_without_en", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread")
+# Metrics of which a set has one, in percent; they may stand in every tree that is not retrieval's.
+SINGLE_METRICS = {"accuracy": "Accuracy", "auc": "Area under the ROC curve"}
+# Charts over languages: title, metrics, their names.
+LANGUAGE_CHARTS = [
+    *((f"R@{k} in percent", (f"img_r{k}", f"txt_r{k}"), ["text to image", "image to text"]) for k in (1, 10)),
+    *((f"{words} in percent", (key,), [words.lower()]) for key, words in SINGLE_METRICS.items()),
+]
 SUMMARY_ROWS = {"mean": "mean", "mean_without_en": "without en", "dual_encoder": "dual only", "chance": "chance"}
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -155,22 +162,17 @@ def language_name(language: str) -> str:
 
 def _language_section(metrics: dict) -> str:
     _, tree = _split_of(metrics)
-    rows = [(name, row) for name, row in tree.items() if name not in NOT_LANGUAGES and "img_r1" in row]
-    if not rows:
-        return ""
+    rows = [(name, row) for name, row in tree.items() if name not in NOT_LANGUAGES and isinstance(row, dict)]
     chance = _beside(metrics, "chance")
     charts = []
-    for k in (1, 10):
-        keys = (f"img_r{k}", f"txt_r{k}")
+    for title, keys, names in LANGUAGE_CHARTS:
         level = Reference("chance", [chance[key] for key in keys]) if all(key in chance for key in keys) else None
         values = [
             (language_name(name), [row[key] for key in keys]) for name, row in rows if all(key in row for key in keys)
         ]
         if values:
-            charts.append(
-                bar_chart(f"R@{k} in percent", ["text to image", "image to text"], values, top=100, reference=level)
-            )
-    return f'<div class="two">{"".join(charts)}</div>'
+            charts.append(bar_chart(title, names, values, top=100, reference=level))
+    return f'<div class="two">{"".join(charts)}</div>' if charts else ""
 
 
 def _spread_section(metrics: dict) -> str:
@@ -216,6 +218,10 @@ def _training_section(records: list[dict]) -> str:
     charts = [
         line_chart("Loss", losses[:8]),
         line_chart("Mean recall during training, percent", recalls),
+        *(
+            line_chart(f"{words} during training, percent", [_curve(evaluations, key, words.lower())])
+            for key, words in SINGLE_METRICS.items()
+        ),
         line_chart("Learning rate", [_curve(train, "lr", "learning rate")]),
         line_chart("Samples per second", [_curve(train, "samples_per_second", "samples per second")]),
         line_chart("Gradient norm", [_curve(train, "grad_norm", "gradient norm")]),
@@ -242,7 +248,7 @@ def _tiles(metrics: dict) -> str:
     split, tree = _split_of(metrics)
     mean, chance = tree.get("mean", {}), _beside(metrics, "chance")
     shown = []
-    for key, words in (("img_r1", "Text to image R@1"), ("txt_r1", "Image to text R@1")):
+    for key, words in {"img_r1": "Text to image R@1", "txt_r1": "Image to text R@1", **SINGLE_METRICS}.items():
         if key in mean:
             beside = f", chance {_cell(chance[key], 2)}" if key in chance else ""
             shown.append((words, f"{percent(mean[key])} %", f"mean on {split}{beside}"))

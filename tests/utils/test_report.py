@@ -190,3 +190,20 @@ def test_table_of_other_tasks_shows_what_they_measure():
     table = format_table({"test": {"en": {"accuracy": 71.25}, "sw": {"accuracy": 60.0}}})
     assert "accuracy" in table
     assert "60.0" in table
+
+
+def test_a_run_with_accuracies_shows_them_by_language_and_while_training(tmp_path):
+    test = {"en": {"accuracy": 81.5}, "zh": {"accuracy": 63.25}, "mean": {"accuracy": 72.375}}
+    metrics = {"test": test, "mean_without_en": {"accuracy": 63.25}, "chance": {"accuracy": 50.0}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    evaluations = [
+        {"kind": "eval", "split": "val", "step": step, "metrics": {"mean": {"accuracy": 40.0 + step}}}
+        for step in (5, 9)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, evaluations)))
+    words = " ".join(read(build_report(tmp_path)).words)
+    for shown in ("Accuracy in percent", "Chinese (zh)", "63.2", "Accuracy during training, percent", "without en"):
+        assert shown in words, shown
+    assert [line.split() for line in format_table(metrics).splitlines() if "without" in line] == [
+        ["without", "en", "63.2"]
+    ]
