@@ -32,7 +32,8 @@ OUR_CONFIG: dict[str, tuple[str, ...]] = {
     "Pretrain.yaml": ("configs/base/ccrk_pretrain.yaml",),
     "Pretrain_1m.yaml": ("configs/ccrk/pretrain_1m.yaml",),
     "Pretrain_2m.yaml": ("configs/ccrk/pretrain_2m.yaml",),
-    "Pretrain_3m.yaml": ("configs/ccrk/pretrain_3m.yaml",),
+    "Pretrain_3m.yaml": ("configs/ccrk/pretrain_3m.yaml", "configs/cclm/pretrain_3m.yaml"),
+    "Pretrain_4m.yaml": ("configs/cclm/pretrain_4m.yaml",),
     **{name: (f"configs/cclm/{ours}.yaml", f"configs/ccrk/{ours}.yaml") for name, ours in _BOTH.items()},
     **{name: (f"configs/cclm/{ours}.yaml",) for name, ours in _ONLY_CCLM.items()},
 }
@@ -77,6 +78,8 @@ def our_defaults(task: str, model: str | None, default_config: Mapping[str, str]
         if not (folder / name).is_file():
             raise ConfigError(f"command line: configs/{model} has no {name} for the task {task}; name a --config")
         return (f"configs/{model}/{name}",)
+    if task.startswith("pretrain_cclm"):
+        return (default,)
     twin = default.replace("/cclm/", "/ccrk/")
     return (default, twin) if twin != default and (root / twin).is_file() else (default,)
 

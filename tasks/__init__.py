@@ -6,6 +6,8 @@ TASKS = Registry(
     "task",
     {
         "pretrain": "tasks.image_text:ImageText",
+        "pretrain_cclm_3m": "tasks.image_text:ImageText",
+        "pretrain_cclm_4m": "tasks.image_text:ImageText",
         "itr_multi30k": "tasks.image_text:ImageText",
         "itr_coco": "tasks.image_text:ImageText",
         "xflickrco": "tasks.image_text:ImageText",
@@ -19,6 +21,8 @@ TASKS = Registry(
 # The settings of a task when --config is not given.
 DEFAULT_CONFIG = {
     "pretrain": "configs/ccrk/pretrain_3m.yaml",
+    "pretrain_cclm_3m": "configs/cclm/pretrain_3m.yaml",
+    "pretrain_cclm_4m": "configs/cclm/pretrain_4m.yaml",
     "itr_multi30k": "configs/cclm/retrieval_multi30k_all.yaml",
     "itr_coco": "configs/cclm/retrieval_coco_all.yaml",
     "xflickrco": "configs/cclm/xflickrco.yaml",
