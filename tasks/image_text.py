@@ -17,7 +17,7 @@ from models.model import Model
 from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
-from objectives.step import Mix, Step
+from objectives.step import Mix, PositiveChoice, Step
 from tasks import EVALUATIONS
 from tasks.encode import encode_step
 from tasks.task import Task
@@ -42,8 +42,8 @@ class ImageText(Task):
         self.data, self.evaluation, self.headline = data, evaluation, evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
-        matching = objectives.get("itm")
-        self.positive_choice = matching.positive_text if matching is not None else "uniform"
+        self.positive_choice = positive_choice(objectives)
+        self.stream_choices = {name: positive_choice(stream.objectives) for name, stream in further.items()}
 
     @classmethod
     def from_config(cls, config: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> ImageText:
@@ -70,7 +70,7 @@ class ImageText(Task):
     def encode(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> Step:
         """A batch after the towers, mixed where the step mixes."""
         mix = self.draw_mix() if batch.stream == MAIN else None
-        return encode_step(self.model, batch, self.positive_choice, mix)
+        return encode_step(self.model, batch, self.stream_choices.get(batch.stream, self.positive_choice), mix)
 
     def draw_mix(self) -> Mix | None:
         """What the coming step mixes."""
@@ -148,6 +148,11 @@ def join_batches(batches: Sequence[ImageTextBatch], device: torch.device) -> Joi
 def build_objectives(configs: dict[str, Any]) -> dict[str, Any]:
     """The objectives of a section by name."""
     return {name: OBJECTIVES.load(name)(config) for name, config in configs.items()}
+
+
+def positive_choice(objectives: dict[str, Any]) -> PositiveChoice:
+    """How a stream draws the caption that matching and masked words see."""
+    return objectives["itm"].positive_text if "itm" in objectives else "uniform"
 
 
 def check_tokenizer(data: Data, text: TextEncoder.Config) -> None:

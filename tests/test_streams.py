@@ -65,23 +65,22 @@ def test_a_step_updates_once_for_every_stream_it_takes_and_only_what_the_stream_
     counts = trainer.num_updates
     with_images = sum(name != "parallel" for name in seen)
     assert counts["model.image_encoder.backbone.patch_embed.proj.weight"] == with_images < len(seen)
-    assert counts["model.text_encoder.word_embedding.weight"] == len(seen)
+    assert counts["model.text_encoder.word.weight"] == len(seen)
     assert trainer.task.num_steps == 6
     moments = trainer.optimizer.state
     for name, parameter in trainer.task.named_parameters():
         assert moments[parameter]["step"].item() == counts[name] if parameter in moments else counts[name] == 0
 
 
-@pytest.mark.parametrize(("num_processes", "workers", "kills"), [(1, 1, 2), (2, 0, 2)])
-def test_a_killed_run_on_several_streams_ends_bit_equal(data, tmp_path, num_processes, workers, kills):
+@pytest.mark.parametrize(("num_processes", "workers"), [(1, 1), (2, 0)])
+def test_a_killed_run_on_several_streams_ends_bit_equal(data, tmp_path, num_processes, workers):
     config = tmp_path / "c.yaml"
-    dump_yaml(stream_settings(data, epochs=2, eval_every_epochs=0), config)
+    dump_yaml(stream_settings(data, epochs=5, eval_every_epochs=0), config)
     words = [f"data.num_workers={workers}", f"streams.regions.num_workers={workers}"]
     finish(start(config, tmp_path / "whole", num_processes, *words))
-    chance = random.Random(num_processes)
-    for _ in range(kills):
-        process = start(config, tmp_path / "killed", num_processes, *words)
-        kill_after_progress(process, tmp_path / "killed", chance)
+    process = start(config, tmp_path / "killed", num_processes, *words)
+    kill_after_progress(process, tmp_path / "killed", random.Random(num_processes))
+    assert log_of(tmp_path / "killed")[-1]["step"] < log_of(tmp_path / "whole")[-1]["step"]
     finish(start(config, tmp_path / "killed", num_processes, *words))
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 

@@ -7,6 +7,7 @@ import run
 from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config
+from dataset.loader import Layout
 from models.model import Model
 from tasks import DEFAULT_CONFIG
 from utils.config import build, dump_yaml, load_config, to_tree
@@ -73,6 +74,31 @@ def test_pretraining_3m_has_the_published_numbers():
     with torch.device("meta"):
         model = Model(config.model)
     assert sum(parameter.numel() for parameter in model.parameters()) == 523565901
+
+
+def test_cclm_pretraining_has_the_published_numbers():
+    small, large = (configuration(f"configs/cclm/pretrain_{size}.yaml") for size in ("3m", "4m"))
+    for config in (small, large):
+        assert config.data.batch_size == 1024 and config.schedule.warmup == 2500 and config.train.epochs == 30
+        assert config.data.max_tokens == config.data.max_words == 40 and config.data.mask.max_masks == 12
+        assert config.optim.lr == 1e-4 and config.optim.fresh_lr_multiplier == 2 and config.train.clip_norm == 1
+        assert set(config.objectives) == {"itc", "itm", "mlm"} and config.data.train.caption_num == 1
+        parallel = config.streams["parallel"]
+        assert (parallel.batch_size, parallel.max_tokens, parallel.max_words) == (1024, 64, 64)
+        assert parallel.mask.max_masks == 20 and parallel.probability == 1
+        assert set(parallel.objectives) == {"ttc", "ttm", "mlm"}
+    assert list(small.streams) == ["parallel"] and len(large.data.train.files) == 4
+    regions = large.streams["regions"]
+    assert regions.replaces_image and regions.probability == 0.5 and len(regions.train.files) == 3
+    assert (regions.train.max_images, regions.train.max_regions, regions.batch_size) == (48 * 8, 5, 128 * 8)
+    assert regions.train.code_switch and regions.train.careful_flip and regions.train.min_share_in_image == 0.5
+
+
+def test_cclm_pretraining_takes_as_many_steps_as_published():
+    config = configuration("configs/cclm/pretrain_4m.yaml")
+    for num_records, steps in ((2838361, 83160), (5004332, 146640)):
+        layout = Layout(num_records, config.data.batch_size, rank=0, world_size=8, drop_last=config.data.drop_last)
+        assert config.train.epochs * layout.count_batches(0) == steps
 
 
 def test_fine_tuning_has_the_published_size():
