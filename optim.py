@@ -10,11 +10,24 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from utils.lars import Lars
+
+
+@dataclass
+class GroupRule:
+    """What parameters get whose names match, whatever else is said about them; None leaves it."""
+
+    match: str
+    lr: float | None = None
+    weight_decay: float | None = None
+
 
 @dataclass
 class OptimConfig:
-    """AdamW and its groups. Rules on names are regular expressions, searched anywhere in a parameter's name."""
+    """The optimizer and its groups. Rules on names are regular expressions, searched anywhere in a parameter's name."""
 
+    name: Literal["adamw", "lars"] = "adamw"  # LARS has momentum, AdamW betas, eps and flavour
+    momentum: float = 0.9
     lr: float = 1e-4
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -26,14 +39,15 @@ class OptimConfig:
     fresh_lr_multiplier: float = 1.0  # for parameters that no public weights initialise
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # name rule -> factor; the last that matches wins
     frozen: list[str] = field(default_factory=list)  # name rules of parameters that are not trained
+    rules: list[GroupRule] = field(default_factory=list)  # the last that matches and names a value wins
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in 0 ... 1, found {self.betas}")
-        for name in ("lr", "weight_decay", "eps", "fresh_lr_multiplier"):
+        for name in ("lr", "weight_decay", "eps", "momentum", "fresh_lr_multiplier"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        for rule in [*self.no_decay, *self.lr_multipliers, *self.frozen]:
+        for rule in [*self.no_decay, *self.lr_multipliers, *self.frozen, *(rule.match for rule in self.rules)]:
             try:
                 re.compile(rule)
             except re.error as error:
@@ -78,16 +92,22 @@ def make_groups(module: nn.Module, config: OptimConfig, fresh: set[str] = frozen
             continue
         lr = config.lr * lr_multiplier(name, fresh, config)
         decay = config.weight_decay if is_decayed(name, parameter, config) else 0.0
+        for rule in config.rules:
+            if re.search(rule.match, name):
+                lr = lr if rule.lr is None else rule.lr
+                decay = decay if rule.weight_decay is None else rule.weight_decay
         group = groups.setdefault((lr, decay), {"params": [], "base_lr": lr, "base_weight_decay": decay})
         group["params"].append((name, parameter))
     return [group | {"lr": group["base_lr"], "weight_decay": group["base_weight_decay"]} for group in groups.values()]
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig, fresh: set[str] = frozenset()) -> AdamW:
-    """Fused AdamW over the module's trained parameters."""
+def make_optimizer(module: nn.Module, config: OptimConfig, fresh: set[str] = frozenset()) -> Optimizer:
+    """Fused AdamW, or LARS, over the module's trained parameters."""
     groups = make_groups(module, config, fresh)
     if not groups:
         raise ValueError("nothing to train: every parameter is frozen")
+    if config.name == "lars":
+        return Lars(groups, lr=config.lr, momentum=config.momentum)
     return AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
 
 
@@ -95,7 +115,7 @@ def set_learning_rate(optimizer: Optimizer, config: OptimConfig, factor: float, 
     """Prepare the optimizer for a step, counted from 0: base rates times factor, in the terms of the flavour."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-        if config.flavour == "hf":
+        if config.name == "adamw" and config.flavour == "hf":
             group.update(hf_as_torch(group["lr"], group["base_weight_decay"], config.eps, config.betas[1], step + 1))
 
 
@@ -126,7 +146,7 @@ def counted_updates(optimizer: Optimizer, config: OptimConfig, num_updates: Coun
         for count, parameters in by_count.items():
             eps = config.eps / (1 - config.betas[1] ** count) ** 0.5
             split.append(group | {"params": parameters, "eps": eps})
-    if config.flavour == "hf":
+    if config.name == "adamw" and config.flavour == "hf":
         optimizer.param_groups = split
     try:
         yield

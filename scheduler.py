@@ -1,7 +1,7 @@
 """Learning rate over a run, as pure functions of the step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -10,13 +10,16 @@ class ScheduleConfig:
     """Rise from `start` times the peak over the warm-up, then the named curve down to `floor` times the peak.
 
     R2D2's two: `epoch_cosine` changes only from epoch to epoch, and its first epoch stays at the peak; `triangle` rises
-    from the floor for `warmup` steps, falls as long, and begins again.
+    from the floor for `warmup` steps, falls as long, and begins again. `steps` goes down a stair.
     """
 
-    name: Literal["linear", "cosine", "constant", "epoch_cosine", "triangle"] = "linear"
+    name: Literal["linear", "cosine", "constant", "epoch_cosine", "triangle", "steps"] = "linear"
     warmup: int | float = 0.1  # an int counts steps, a float is a share of all steps
     start: float = 0.0
     floor: float = 0.0
+    cycles: float = 0.5  # of the cosine: half a wave falls once
+    milestones: list[int] = field(default_factory=list)  # `steps`: the rate is multiplied by gamma at each of them
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or (isinstance(self.warmup, float) and self.warmup > 1):
@@ -24,6 +27,8 @@ class ScheduleConfig:
         for name in ("start", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0 ... 1, found {getattr(self, name)}")
+        if self.cycles <= 0 or self.gamma <= 0:
+            raise ValueError(f"cycles and gamma must be above 0, found {self.cycles} and {self.gamma}")
         if self.name == "triangle" and self.warmup == 0:
             raise ValueError("warmup must be above 0 for a triangle: it is half of its period")
 
@@ -46,7 +51,13 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int, st
     if step < warmup_steps:
         return config.start + (1 - config.start) * step / max(1, warmup_steps)
     remaining = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-    curve = {"linear": remaining, "cosine": 0.5 * (1 - math.cos(math.pi * remaining)), "constant": 1.0}[config.name]
+    curves = {
+        "linear": remaining,
+        "cosine": 0.5 * (1 + math.cos(2 * math.pi * config.cycles * (1 - remaining))),
+        "constant": 1.0,
+        "steps": config.gamma ** sum(milestone <= step for milestone in config.milestones),
+    }
+    curve = curves[config.name]
     return config.floor + (1 - config.floor) * curve
 
 

@@ -82,6 +82,8 @@ class Config:
             self._check_objectives(f"streams.{name}.objectives", stream.objectives)
         if "classify" in self.objectives:
             self._check_labelled_data()
+        if self.train.accumulate_decoupled and self.streams:
+            raise ValueError("train.accumulate_decoupled joins batches of data.train; streams must be empty")
         if self.train.accumulate_decoupled and not self.data.batches_per_draw:
             self.data.batches_per_draw = self.train.accumulate
         check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)

@@ -1,6 +1,7 @@
 """Decoupled accumulation equals one graph over the whole batch: with dropout, mixup, every contrastive objective."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def make_task(tree: dict, seed: int = 0, dropout: float = 0.2) -> ImageText:
     text = {**sizes, "max_positions": 20, "dropout": dropout, "attention_dropout": dropout}
     model = build_model(seed, text_fusion=None, has_masked_language_head=False, text_encoder=text)
     config = objective_config(tree)
-    return ImageText(model, {config.name: config}, None, None).double().train()
+    return ImageText(model, {config.name: config}, None, SimpleNamespace(headline="r_mean")).double().train()
 
 
 def micro_batch(number: int, num_images: int = 3, captions: int = 2) -> ImageTextBatch:

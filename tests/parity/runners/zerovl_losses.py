@@ -167,7 +167,7 @@ def make_task(config: dict[str, Any], variant: dict[str, Any], state: dict[str, 
     objective = PairContrastive.Config()
     if variant.get("mix") or variant.get("loss") == "MixUpNCE":
         objective = CoinFlipMixup.Config(objective=objective, beta=config.get("beta", 0.1))
-    task = ImageText(model, {objective.name: objective}, None, None).train()
+    task = ImageText(model, {objective.name: objective}, None, SimpleNamespace(headline="r_mean")).train()
     if variant.get("mix"):
         task.mixup.draw = lambda step: Mix(variant["alpha"], variant["mix"] == "image")
     return task
