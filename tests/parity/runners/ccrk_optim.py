@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def run_optimizer_schedule(case: Path) -> None:
     inputs, outputs = load_file(case / "inputs.safetensors"), load_file(case / "outputs.safetensors")
     for schedule in config["schedules"].values():
         check_schedule(schedule)
-    check_groups(config["pretrain_groups"], "pretrain")
-    check_groups(config["finetune_groups"], "finetune")
+    check_recorded_groups(config["pretrain_groups"], "pretrain")
+    check_recorded_groups(config["finetune_groups"], "finetune")
     check_adamw(config["adamw"], inputs, outputs)
     check_clipping(inputs, outputs)
 
@@ -38,17 +39,29 @@ def check_schedule(schedule: dict) -> None:
         assert abs(found - lr) <= 1e-9 * schedule["lr"], (step, found, lr)
 
 
-def check_groups(groups: list[dict[str, Any]], stage: str) -> None:
-    """Every original parameter is in the group of the same rate and decay, by the rules of the shipped settings."""
+def check_recorded_groups(groups: list[dict[str, Any]], stage: str) -> None:
+    """The groups of CCRK's models under the settings that it ships."""
     expected = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
-    tree = model_tree(set(expected), stage)
+    tree = model_tree(set(expected))
     holder = nn.Module()
     holder.model = Model(build(Model.Config, tree))
     settings = read_yaml(ROOT / "configs/base/ccrk.yaml")["optim"]
     multiplier = read_yaml(ROOT / "configs/base/ccrk_pretrain.yaml")["optim"]["fresh_lr_multiplier"]
-    rate = min(lr for lr, _ in expected.values())
-    settings |= {"lr": rate, "fresh_lr_multiplier": multiplier if stage == "pretrain" else 1}
-    ours = make_groups(holder, build(OptimConfig, settings), ImageText.fresh_parameters(holder))
+    config = build(OptimConfig, settings | {"fresh_lr_multiplier": multiplier if stage == "pretrain" else 1})
+    check_groups(expected, holder, tree, config, ImageText.fresh_parameters(holder), stage)
+
+
+def check_groups(
+    expected: dict[str, tuple[float, float]],
+    holder: nn.Module,
+    tree: dict[str, Any],
+    config: OptimConfig,
+    fresh: set[str],
+    stage: str,
+) -> None:
+    """Every original parameter of holder.model is in the group of the same rate and decay."""
+    config = replace(config, lr=min(lr for lr, _ in expected.values()))
+    ours = make_groups(holder, config, fresh)
     # Each of our tensors is filled with its group's number and translated: originals then show which group they are in.
     tags = {
         name.removeprefix("model."): torch.full_like(parameter.detach(), number)
@@ -61,7 +74,7 @@ def check_groups(groups: list[dict[str, Any]], stage: str) -> None:
         assert abs(group["lr"] - lr) <= 1e-9 * lr and group["weight_decay"] == decay, (name, group["lr"], lr, decay)
 
 
-def model_tree(names: set[str], stage: str) -> dict[str, Any]:
+def model_tree(names: set[str]) -> dict[str, Any]:
     """The smallest model with the layers that the names tell of."""
     layers = {int(n) for name in names for n in re.findall(r"encoder\.layer\.(\d+)\.", name)}
     fused = {int(n) for name in names for n in re.findall(r"layer\.(\d+)\.crossattention", name)}
