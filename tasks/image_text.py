@@ -39,7 +39,9 @@ class ImageText(Task):
         self.objectives = build_objectives(objectives)
         further = streams or {}
         self.stream_objectives = {name: build_objectives(stream.objectives) for name, stream in further.items()}
-        self.data, self.evaluation, self.headline = data, evaluation, evaluation.headline
+        self.data, self.evaluation = data, evaluation
+        if evaluation is not None:  # a benchmark trains without data and evaluation
+            self.headline = evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
         self.positive_choice = positive_choice(objectives)
