@@ -18,6 +18,7 @@ DATASETS = Registry(
         "zero_lines": "dataset.zero:ZeroLines",
         "zero_labels": "dataset.zero:ZeroLabels",
         "numbered_captions": "dataset.zero:NumberedCaptions",
+        "questions": "dataset.vqa:Questions",
     },
 )
 

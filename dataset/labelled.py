@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """One record, read: its pictures as (path or base64, root), its text, and the number of its class."""
+    """One record, read: its pictures as (path or base64, root), its text, and the number of its class (of a question
+    its answers, dataset/vqa.py).
+    """
 
     images: tuple[tuple[str, str], ...]
     text: Any
-    label: int
+    label: Any
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -50,6 +52,14 @@ class LabelledConfig(FilesConfig):
         """The content of a record, None where it has no class by intent; BadRecord where it cannot be used."""
         raise NotImplementedError
 
+    def open(self, files: list[str], preprocessing: Preprocessing) -> Records:
+        """The records of some files."""
+        return Records(files, preprocessing.files, preprocessing.cache_dir)
+
+    def clean(self, text: Any, max_words: int) -> str:
+        """The cleaned text; BadRecord when nothing is left."""
+        return clean(text, max_words)
+
 
 @dataclass
 class Sample:
@@ -65,7 +75,7 @@ class Item:
     """One text of an evaluation: its token ids, its class, the record, and what tells its pictures apart."""
 
     ids: list[int]
-    label: int
+    label: Any
     record: int
     image_keys: tuple[str, ...]
 
@@ -133,6 +143,7 @@ class LabelledTexts:
             images=list(example.images),
             captions=[(part.language, example.text)],
             image_id=" ".join(example.image_keys),
+            clean=self.config.clean,
         )
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:
@@ -279,7 +290,7 @@ class _Part:
         """All used records, their texts cleaned and encoded together."""
         numbers = self.records_used.tolist()
         examples = [self.read(record) for record in numbers]
-        texts = [clean(example.text, self.preprocessing.max_words) for example in examples]
+        texts = [self.config.clean(example.text, self.preprocessing.max_words) for example in examples]
         return [
             Item(ids, example.label, record, example.image_keys)
             for ids, example, record in zip(self.preprocessing.encode(texts), examples, numbers, strict=True)
@@ -288,7 +299,7 @@ class _Part:
 
 def _scan(files: list[str], language: str, config: LabelledConfig, preprocessing: Preprocessing) -> _Part:
     """Every usable record of the files; broken ones are left out and listed, those without a class only counted."""
-    part = _Part(language, Records(files, preprocessing.files, preprocessing.cache_dir), config, preprocessing)
+    part = _Part(language, config.open(files, preprocessing), config, preprocessing)
     used, num_without_class = [], 0
     for record in range(part.num_records):
         try:
@@ -296,7 +307,7 @@ def _scan(files: list[str], language: str, config: LabelledConfig, preprocessing
             if example is None:
                 num_without_class += 1
                 continue
-            clean(example.text, preprocessing.max_words)
+            config.clean(example.text, preprocessing.max_words)
         except BadRecord as error:
             part.skipped.append(Skipped(error.where or part.where(record), error.reason, error.detail))
             continue

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -253,6 +254,20 @@ class ListSource:
         return check_object(self.records[i], self.where(i))
 
 
+class KeyedSource(ListSource):
+    """A file that is one JSON object of records; each gets its key as a field."""
+
+    def __init__(self, path: str, content: bytes, key_field: str) -> None:
+        super().__init__(path, content)
+        self.keys = list(self.records)
+        self.records = [
+            {key_field: key, **record} if isinstance(record, dict) else record for key, record in self.records.items()
+        ]
+
+    def where(self, i: int) -> str:
+        return f"{self.path}[{self.keys[i]!r}]"
+
+
 def check_object(record: Any, where: str) -> dict[str, Any]:
     """The record itself if it is a JSON object, else BadRecord."""
     if not isinstance(record, dict):
@@ -269,9 +284,11 @@ class Records:
         files: Files,
         cache_dir: str | os.PathLike | None = None,
         parse: Parse | None = None,
+        open_file: Callable[[str, Files, LineIndex], Source] | None = None,
     ) -> None:
         index = LineIndex(files, cache_dir)
-        self.sources: list[Source] = [open_source(path, files, index, parse) for path in list_files(paths, files)]
+        open_file = open_file or partial(open_source, parse=parse)
+        self.sources: list[Source] = [open_file(path, files, index) for path in list_files(paths, files)]
         self.ends = np.cumsum([len(source) for source in self.sources], dtype=np.int64)
 
     def __len__(self) -> int:

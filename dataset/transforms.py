@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -32,6 +32,7 @@ class Transform(Protocol):
     def prepare(self, data: bytes) -> Any: ...
     def finish(self, prepared: Any, generator: np.random.Generator) -> np.ndarray: ...
     def __call__(self, data: bytes, generator: np.random.Generator) -> np.ndarray: ...
+    def without_flip(self) -> Transform: ...
 
 
 class TwoHalves:
@@ -40,6 +41,10 @@ class TwoHalves:
     def __call__(self, data: bytes, generator: np.random.Generator | None = None) -> np.ndarray:
         """(3, S, S) uint8 of an encoded picture."""
         return self.finish(self.prepare(data), generator)
+
+    def without_flip(self) -> Transform:
+        """The transform itself where it never mirrors."""
+        return self
 
 
 class Box(NamedTuple):
@@ -127,6 +132,10 @@ class AugmentedCrop(TwoHalves):
 
     def __init__(self, config: Config, image_size: int) -> None:
         self.config, self.image_size = config, image_size
+
+    def without_flip(self) -> AugmentedCrop:
+        """The same transform for pictures of which a text says left or right."""
+        return AugmentedCrop(replace(self.config, flip_prob=0.0), self.image_size)
 
     def prepare(self, data: bytes) -> EncodedImage:
         """The picture as it is: which part is decoded, and how large, is drawn later."""

@@ -15,6 +15,7 @@ TASKS = Registry(
         "xvnli": "tasks.image_text:ImageText",
         "nlvr": "tasks.image_text:ImageText",
         "nlvr_pretrain": "tasks.image_text:ImageText",
+        "gqa": "tasks.vqa:QuestionAnswering",
     },
 )
 
@@ -30,6 +31,7 @@ DEFAULT_CONFIG = {
     "xvnli": "configs/cclm/xvnli.yaml",
     "nlvr": "configs/cclm/nlvr.yaml",
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
+    "gqa": "configs/cclm/gqa.yaml",
 }
 
 # Tasks that are two runs: the second one starts from the first one's last weights, in a folder below its own.
@@ -47,5 +49,9 @@ TOOLS = Registry(
 # How a run's `evaluation` section scores a split.
 EVALUATIONS = Registry(
     "evaluation",
-    {"retrieval": "tasks.retrieval:RetrievalEvaluation", "labels": "tasks.classify:LabelEvaluation"},
+    {
+        "retrieval": "tasks.retrieval:RetrievalEvaluation",
+        "labels": "tasks.classify:LabelEvaluation",
+        "answers": "tasks.vqa:AnswerEvaluation",
+    },
 )

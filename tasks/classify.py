@@ -16,6 +16,8 @@ from torch import Tensor
 from dataset.batch import pad_texts
 from dataset.labelled import LabelledSet
 from models.model import Model
+from models.text_encoder import TextState
+from models.transformer import KeyValue
 from utils.distributed import all_reduce_sum, rank, world_size
 from utils.label_metrics import METRICS, chance
 from utils.metrics import mean_metrics, mean_without_english
@@ -52,18 +54,13 @@ class LabelEvaluation:
         if not sets:
             return {}
         logits: dict[str, Tensor] = {}
-        for group in [sets] if self.before_set is None else [{name: each} for name, each in sets.items()]:
-            if self.before_set is not None:
-                self.before_set(next(iter(group)))
+        for group in groups_with_one_model(sets, self.before_set):
             logits |= self.score(model, group)
         metrics, metric = {}, self.config.metric
         for name, labelled in sets.items():
             label = torch.tensor([item.label for item in labelled.items])
             metrics[name] = {metric: METRICS[metric](logits[name], label)}
-        others = mean_without_english(metrics)
-        metrics["mean"] = mean_metrics(list(metrics.values()))
-        if others:
-            metrics["mean_without_en"] = others
+        metrics = with_means(metrics)
         metrics["chance"] = {metric: chance(metric, next(iter(sets.values())).num_classes)}
         return metrics
 
@@ -73,40 +70,63 @@ class LabelEvaluation:
         sizes = [len(labelled.items) for labelled in sets.values()]
         starts = dict(zip(sets, [0, *accumulate(sizes)]))
         logits = torch.zeros(sum(sizes), next(iter(sets.values())).num_classes, device=device)
-        for batch in self.batches(sets):
+        for batch in own_places(sets, self.config.batch_size):
             with torch.autocast(device.type, DTYPES.get(precision), enabled=precision != "fp32"):
-                found = self.score_batch(model, sets, batch, device)
+                found = model.class_logits(*encode_places(model, sets, batch, device))
             logits[[starts[name] + k for name, k in batch]] = found.float()
         # Rows of other processes are zero here, so the sum puts all of them together.
         parts = all_reduce_sum(logits).cpu().split(sizes)
         return dict(zip(sets, parts, strict=True))
 
-    def batches(self, sets: dict[str, LabelledSet]) -> Iterator[list[Place]]:
-        """This process's share, texts with the same pictures side by side, whatever their languages."""
-        by_pictures: dict[tuple[str, ...], list[Place]] = {}
-        for name, labelled in sets.items():
-            for k, item in enumerate(labelled.items):
-                by_pictures.setdefault(item.image_keys, []).append((name, k))
-        own = [place for group in list(by_pictures.values())[rank() :: world_size()] for place in group]
-        for start in range(0, len(own), self.config.batch_size):
-            yield own[start : start + self.config.batch_size]
 
-    def score_batch(
-        self, model: Model, sets: dict[str, LabelledSet], batch: list[Place], device: torch.device
-    ) -> Tensor:
-        """Logits (n, C) of some texts; a picture that several of them show is read and encoded once."""
-        items = [sets[name].items[k] for name, k in batch]
-        origin: dict[str, tuple[str, int, int]] = {}  # picture -> language, item, which of its pictures
-        for (name, k), item in zip(batch, items, strict=True):
-            for side, key in enumerate(item.image_keys):
-                origin.setdefault(key, (name, k, side))
-        pictures = sorted(origin, key=lambda key: origin[key][0])  # those of one set are read together
-        row = {key: number for number, key in enumerate(pictures)}
-        images = []
-        for name, group in groupby((origin[key] for key in pictures), key=lambda place: place[0]):
-            images.append(sets[name].read_images([place[1:] for place in group]))
-        tokens = model.encode_image(torch.cat(images).to(device)).tokens
-        texts = pad_texts([item.ids for item in items], model.text_encoder.config.pad_id)
-        state = model.encode_text(texts.ids.to(device), texts.lengths)
-        image_of_text = torch.tensor([[row[key] for key in item.image_keys] for item in items]).T  # (I, n)
-        return model.class_logits(state, model.project_images(tokens), image_of_text)
+def groups_with_one_model(
+    sets: dict[str, LabelledSet], before_set: Callable[[str], None] | None
+) -> Iterator[dict[str, LabelledSet]]:
+    """All sets together, or one by one where before_set loads other weights for each."""
+    if before_set is None:
+        yield sets
+        return
+    for name, labelled in sets.items():
+        before_set(name)
+        yield {name: labelled}
+
+
+def with_means(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The metrics by language with their means, over all and (IGLUE's average) over all but English."""
+    others = mean_without_english(metrics)
+    means = {"mean": mean_metrics(list(metrics.values()))}
+    return metrics | means | ({"mean_without_en": others} if others else {})
+
+
+def own_places(sets: dict[str, LabelledSet], batch_size: int) -> Iterator[list[Place]]:
+    """This process's share of all texts, those with the same pictures side by side, whatever their languages."""
+    by_pictures: dict[tuple[str, ...], list[Place]] = {}
+    for name, labelled in sets.items():
+        for k, item in enumerate(labelled.items):
+            by_pictures.setdefault(item.image_keys, []).append((name, k))
+    own = [place for group in list(by_pictures.values())[rank() :: world_size()] for place in group]
+    for start in range(0, len(own), batch_size):
+        yield own[start : start + batch_size]
+
+
+def encode_places(
+    model: Model, sets: dict[str, LabelledSet], batch: list[Place], device: torch.device
+) -> tuple[TextState, list[KeyValue], Tensor]:
+    """Some texts, the keys and values of their pictures for every fusion layer, and which of these each text sees
+    (I, n); a picture that several of them show is read and encoded once.
+    """
+    items = [sets[name].items[k] for name, k in batch]
+    origin: dict[str, tuple[str, int, int]] = {}  # picture -> language, item, which of its pictures
+    for (name, k), item in zip(batch, items, strict=True):
+        for side, key in enumerate(item.image_keys):
+            origin.setdefault(key, (name, k, side))
+    pictures = sorted(origin, key=lambda key: origin[key][0])  # those of one set are read together
+    row = {key: number for number, key in enumerate(pictures)}
+    images = []
+    for name, group in groupby((origin[key] for key in pictures), key=lambda place: place[0]):
+        images.append(sets[name].read_images([place[1:] for place in group]))
+    tokens = model.encode_image(torch.cat(images).to(device)).tokens
+    texts = pad_texts([item.ids for item in items], model.text_encoder.config.pad_id)
+    state = model.encode_text(texts.ids.to(device), texts.lengths)
+    image_of_text = torch.tensor([[row[key] for key in item.image_keys] for item in items]).T  # (I, n)
+    return state, model.project_images(tokens), image_of_text

@@ -18,6 +18,7 @@ FILES = [
     ("ccrk", "finetune_retrieval_swinB_384", "ccrk_finetune", "configs/ccrk/retrieval_multi30k_en.yaml"),
     ("cclm", "cclm_base_retrieval_384", "cclm_retrieval", "configs/cclm/retrieval_multi30k_en.yaml"),
     ("cclm", "cclm_base_xvnli_384", "cclm_xvnli", "configs/cclm/xvnli.yaml"),
+    ("cclm", "cclm_base_gqa_384", "cclm_vqa", "configs/cclm/gqa.yaml"),
     ("cclm", "cclm_base_nlvr_384", "cclm_nlvr", "configs/cclm/nlvr.yaml"),
     ("cclm", "cclm_base_nlvr_domain_pretrain_224", "cclm_nlvr_pretrain", "configs/cclm/nlvr_pretrain.yaml"),
 ]
