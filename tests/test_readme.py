@@ -155,6 +155,21 @@ def test_the_records_train_and_evaluate(examples, train, evaluated, capsys):
     assert "image -> text" in capsys.readouterr().out
 
 
+def test_the_records_pass_the_check(examples, capsys):
+    words = ["--task", "check_data", "--config", str(own_config(examples)), "num_workers=0", "data.cache_dir="]
+    words += [
+        "--output_dir",
+        str(examples / "check"),
+        f"data.train={section(examples, 'captioned_images', 'pretrain.jsonl')}",
+    ]
+    words += [f"data.val={section(examples, 'image_text_pairs', 'val.json')}"]
+    words += [f"data.test={section(examples, 'xflickrco', 'flickr.jsonl')}"]
+    words += [f"data.translated_test={section(examples, 'wit', 'wit.jsonl')}"]
+    assert run.main(words) == 0, capsys.readouterr().err
+    splits = json.loads((examples / "check" / "metrics.json").read_text())["splits"]
+    assert list(splits) == ["train", "val", "test", "translated_test"] and not any(s["bad"] for s in splits.values())
+
+
 # --- configuration and code ------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import fsspec
 import pytest
 
 import run
+from dataset.files import Files
+from dataset.readers import list_files
 from tasks import translate
 from tests.toy_ccrk import ROOT
 from tests.toy_translation import write_captions, write_m2m100
@@ -97,6 +99,7 @@ def test_folders_keep_their_shape_and_packed_files_stay_packed(tmp_path, model):
     found = contents(tmp_path / "out/translated")
     assert list(found) == ["b.jsonl.gz", "empty.jsonl", "x/a.jsonl"] and found["empty.jsonl"] == b""
     assert gzip.decompress(found["b.jsonl.gz"]) == 3 * found["x/a.jsonl"]
+    assert len(list_files([str(tmp_path / "out/translated")], Files())) == 3  # a run reads the folder as it is
 
 
 def test_equal_captions_are_translated_once_in_a_part(tmp_path, model, monkeypatch):
