@@ -69,7 +69,10 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
             print(to_yaml(config), end="")
             return 0
         if not is_worker():
-            prepare(config, arguments)
+            from tasks.prepare import prepare
+
+            remote = None if arguments.restart else arguments.remote_output
+            prepare(config, say, is_evaluation=arguments.evaluate, remote_output=remote)
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
         choose_devices(plan.processes)
@@ -187,21 +190,6 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     for address in (arguments.output_hdfs, arguments.remote_output):
         check_remote(address)
     return plan, config
-
-
-def prepare(config: Config, arguments: argparse.Namespace) -> None:
-    """Check what the run reads, and make or fetch what is made once before several processes wait for it."""
-    from dataset.data import SPLITS, prepare_files
-    from dataset.presence import check_places
-    from utils.remote import RemoteOutput, local_copy
-
-    splits = ("test",) if arguments.evaluate else SPLITS
-    prepare_files(config.data, splits, say)
-    check_places(config.data, splits)
-    for path in (config.init.checkpoint, config.init.image):
-        local_copy(path)
-    if arguments.remote_output and not arguments.restart:
-        RemoteOutput(arguments.remote_output, Path(config.output_dir)).fetch()
 
 
 def find_processes(arguments: argparse.Namespace) -> Processes:

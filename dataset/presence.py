@@ -7,23 +7,22 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from dataset.data import DataConfig
 from dataset.files import BadRecord, DataError, Files, join_path
+from dataset.labelled import LabelledConfig
 from dataset.readers import list_files
 from dataset.retrieval import PairsConfig
 from dataset.samples import BASE64_STARTS, MAX_PATH_LENGTH
+from dataset.sections import UNKNOWN_LANGUAGE
 from utils.remote import is_remote
 
 GLANCE_BYTES = 1 << 20
 
 
-def check_places(config: DataConfig, splits: Sequence[str]) -> None:
-    """FileNotFoundError that lists every data file and folder of pictures that these splits lack."""
+def check_places(sections: Sequence[Any]) -> None:
+    """FileNotFoundError that lists every data file and folder of pictures that these sections of data lack."""
     missing: dict[str, None] = {}
-    for split in splits:
-        section = getattr(config, split)
-        if section is not None:
-            missing |= dict.fromkeys(_missing(section))
+    for section in sections:
+        missing |= dict.fromkeys(_missing(section))
     if missing:
         raise FileNotFoundError("; ".join(missing))
 
@@ -31,34 +30,43 @@ def check_places(config: DataConfig, splits: Sequence[str]) -> None:
 def _missing(section: Any) -> list[str]:
     """What one section lacks, in words."""
     files, found = Files(), []
-    groups = section.files.values() if isinstance(section.files, dict) else [section.files]
-    for path in (path for paths in groups for path in ([paths] if isinstance(paths, str) else paths)):
-        try:
-            readable = list_files([path], files)
-        except (FileNotFoundError, DataError) as error:
-            found.append(str(error))
-            continue
-        if isinstance(section, PairsConfig):
-            found += _missing_folders(section, readable[0], files)
+    groups = section.files if isinstance(section.files, dict) else {UNKNOWN_LANGUAGE: section.files}
+    for language, paths in groups.items():
+        for path in [paths] if isinstance(paths, str) else paths:
+            try:
+                readable = list_files([path], files)
+            except (FileNotFoundError, DataError) as error:
+                found.append(str(error))
+                continue
+            found += _missing_folders(section, language, readable[0], files)
     return found
 
 
-def _missing_folders(section: PairsConfig, path: str, files: Files) -> list[str]:
+def _missing_folders(section: Any, language: str, path: str, files: Files) -> list[str]:
     """Folders of the first and the last picture of a file that do not exist."""
-    if is_remote(path) or not files.is_seekable(path):
+    if not isinstance(section, (PairsConfig, LabelledConfig)) or is_remote(path) or not files.is_seekable(path):
         return []
     missing = []
     for record in _first_and_last(path, files):
-        try:
-            entry = section.read(record)
-        except BadRecord:
-            continue  # the reader of the file tells about its records
-        place = join_path(entry.root, entry.image)
-        is_path = len(entry.image) < MAX_PATH_LENGTH and not entry.image.startswith(BASE64_STARTS)
-        folder = os.path.dirname(place)
-        if is_path and folder and "::" not in place and not is_remote(place) and not os.path.isdir(folder):
-            missing.append(f"{folder}: no such folder; pictures of {path} should be there")
+        for value, root in _pictures(section, language, record):
+            place = join_path(root, value)
+            folder = os.path.dirname(place)
+            is_path = len(value) < MAX_PATH_LENGTH and not value.startswith(BASE64_STARTS)
+            if is_path and folder and "::" not in place and not is_remote(place) and not os.path.isdir(folder):
+                missing.append(f"{folder}: no such folder; pictures of {path} should be there")
     return missing
+
+
+def _pictures(section: Any, language: str, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The pictures of a record as (path or base64, root); none of one that the reader of the file will refuse."""
+    try:
+        if isinstance(section, LabelledConfig):
+            example = section.read(record, language)
+            return list(example.images) if example else []
+        entry = section.read(record)
+    except BadRecord:
+        return []
+    return [(entry.image, entry.root)]
 
 
 def _first_and_last(path: str, files: Files) -> list[dict[str, Any]]:

@@ -2,13 +2,9 @@ import json
 
 import pytest
 
-from dataset.data import DataConfig
+from dataset.labelled import PicturePairs
 from dataset.presence import check_places
 from dataset.retrieval import FlickrLines, ImageTextPairs
-
-
-def config(tmp_path, **sections):
-    return DataConfig(tokenizer="t", **sections)
 
 
 def test_every_missing_file_and_folder_is_in_one_message(tmp_path):
@@ -16,10 +12,9 @@ def test_every_missing_file_and_folder_is_in_one_message(tmp_path):
     train = ImageTextPairs.Config({"en": f"{tmp_path}/a.json"}, image_root=f"{tmp_path}/images")
     test = ImageTextPairs.Config({"en": f"{tmp_path}/absent.json", "de": f"{tmp_path}/a.json"})
     with pytest.raises(FileNotFoundError) as error:
-        check_places(config(tmp_path, train=train, test=test), ("train", "val", "test"))
+        check_places([train, test])
     assert f"{tmp_path}/images/flickr30k-images: no such folder; pictures of {tmp_path}/a.json" in str(error.value)
     assert f"{tmp_path}/absent.json: no such data file or folder" in str(error.value)
-    check_places(config(tmp_path, train=train), ("test",))  # not read, not missed
 
 
 def test_both_folders_of_lines_that_need_two_are_looked_for(tmp_path):
@@ -29,5 +24,13 @@ def test_both_folders_of_lines_that_need_two_are_looked_for(tmp_path):
     roots = {"flickr_root": f"{tmp_path}/flickr", "coco_root": f"{tmp_path}/val2014"}
     section = FlickrLines.Config({"de": f"{tmp_path}/t.jsonl"}, **roots)
     with pytest.raises(FileNotFoundError, match="val2014: no such folder") as error:
-        check_places(config(tmp_path, test=section), ("test",))
+        check_places([section])
     assert "flickr:" not in str(error.value)
+
+
+def test_folders_of_pictures_of_labelled_texts_are_looked_for(tmp_path):
+    line = {"concept": "1-Baskische", "left_img": "1.jpg", "right_img": "2.jpg", "caption": "a", "label": True}
+    (tmp_path / "marvl-id.jsonl").write_text(json.dumps(line))
+    section = PicturePairs.Config({"id": f"{tmp_path}/marvl-id.jsonl"}, marvl_root=f"{tmp_path}/marvl-images")
+    with pytest.raises(FileNotFoundError, match="marvl-images/id/images/1-Baskische: no such folder"):
+        check_places([section])
