@@ -185,8 +185,12 @@ def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
     from configs.schema import Config
 
     config, num_processes = build(Config, plan.tree), plan.processes.nproc * plan.processes.nnodes
-    if config.data.batch_size < num_processes:
-        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared among {num_processes} processes")
+    sizes = {"data.batch_size": config.data.batch_size}
+    for name, stream in config.streams.items():
+        sizes |= {f"streams.{name}.{key}": size for key, size in stream.shared_sizes.items()}
+    for key, size in sizes.items():
+        if size < num_processes:
+            raise ConfigError(f"{key} {size} cannot be shared among {num_processes} processes")
     for address in (arguments.output_hdfs, arguments.remote_output):
         check_remote(address)
     return plan, config

@@ -42,8 +42,8 @@ def pretraining_settings(original: Original, world_size: int) -> dict[str, Any]:
     images = original.section("images", IMAGE_KEYS)
     has_two = bool(original.get("sample_2_captions"))
     objectives: dict[str, Any] = {"one_to_k" if is_one_to_k else "itc": GATHERED, "itm": {}, "mlm": {}}
-    if has_two:
-        objectives["ttc"] = GATHERED
+    if has_two:  # the second caption has no part in matching and masked words
+        objectives |= {"ttc": GATHERED, "itm": {"positive_text": "first"}}
     return {
         "objectives": objectives,
         "model.has_box_head": None if is_one_to_k else True,

@@ -94,8 +94,8 @@ class ImageTextBatch(Transferable):
 
     images (M, 3, H, W) uint8; image_id (M,): equal numbers mean the same picture; image_of_text (T,): the row in
     `images`; language_of_text (T,): index into the data set's languages; `masked` has a row per text. With `regions`
-    every text has its own region: T = R, image_of_text and image_id count 0, 1, ..., R - 1. `stream` names the
-    training stream that the batch comes from.
+    every text has its own region: T = R, image_of_text counts 0, 1, ..., R - 1, and equal image_id (R,) is the same
+    region, taken twice. `stream` names the training stream that the batch comes from.
     """
 
     images: Tensor

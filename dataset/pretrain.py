@@ -40,7 +40,8 @@ class CaptionedImages:
         caption_key: str = "caption"
         languages: list[str] = field(default_factory=list)  # order is kept; none: those of the first record, sorted
         caption_num: int = 0  # draw that many of the languages for every picture; 0 takes all
-        caption_order: Literal["languages", "drawn"] = "languages"  # of drawn captions
+        # `drawn`: exactly caption_num captions in a drawn order; a picture with fewer is left out.
+        caption_order: Literal["languages", "drawn"] = "languages"
         tokenized: bool = False  # captions are pieces of the tokenizer already, joined by blanks
         # Prepared pictures and token ids stay in memory: for small sets whose transform starts with a resize.
         keep_in_memory: bool = False
@@ -188,6 +189,8 @@ class CaptionedImages:
                     raise
         if not cleaned:
             raise BadRecord("missing caption", f"none in {', '.join(self.languages)}")
+        if self.config.caption_order == "drawn" and len(cleaned) < self.config.caption_num:
+            raise BadRecord("too few captions", f"needed {self.config.caption_num}, found {', '.join(cleaned)}")
         return cleaned
 
     @property

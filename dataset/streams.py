@@ -57,6 +57,12 @@ class StreamConfig:
         return self.train.max_images if self.train.name == "regions" else self.batch_size
 
     @property
+    def shared_sizes(self) -> dict[str, int]:
+        """What every process needs a part of, by setting."""
+        pictures = {"train.max_images": self.train.max_images} if self.train.name == "regions" else {}
+        return {"batch_size": self.batch_size, **pictures}
+
+    @property
     def longest_text(self) -> int:
         """Tokens that the text encoder must be able to read at once."""
         is_joined = self.train.name == "parallel_text" and self.train.is_translation_modelling

@@ -39,7 +39,10 @@ def encode_step(
 def _encode_regions(model: Model, batch: ImageTextBatch) -> RegionStep:
     regions = batch.regions
     images = model.encode_regions(batch.images, regions.image_of_region, regions.mask)
-    return RegionStep(model, batch, images, model.encode_text(batch.texts.ids, batch.texts.lengths))
+    texts = model.encode_text(batch.texts.ids, batch.texts.lengths)
+    return RegionStep(
+        model, batch, images, texts, row_id=batch.image_id
+    )  # a region taken twice is no negative of itself
 
 
 def _encode_pairs(model: Model, batch: TextPairBatch) -> TextPairStep:

@@ -85,6 +85,22 @@ def test_a_killed_run_on_several_streams_ends_bit_equal(data, tmp_path, num_proc
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_two_captions_of_an_image_meet_each_other(data, tmp_path):
+    settings = stream_settings(data) | {"schedule": {"warmup": 0}, "streams": {}}
+    settings["data"]["train"] |= {"caption_num": 2, "caption_order": "drawn"}
+    settings["objectives"] = {"itc": {}, "ttc": {}, "itm": {"positive_text": "first"}, "mlm": {}}
+    trainer = make_trainer(settings, tmp_path)
+    trainer.train_step(0, trainer.stream())
+    assert set(trainer.meter.parts) == {"itc", "ttc", "itm", "mlm"} and len(trainer.meter.parts) == 4
+
+
+def test_a_batch_that_some_process_would_get_nothing_of_is_refused(data, tmp_path, capsys):
+    dump_yaml(stream_settings(data), tmp_path / "c.yaml")
+    words = ["--config", str(tmp_path / "c.yaml"), "--nproc", "6", "data.batch_size=8", "streams.mono.batch_size=8"]
+    assert run.main(words) == 2
+    assert "streams.regions.train.max_images 4 cannot be shared among 6 processes" in capsys.readouterr().err
+
+
 def test_a_stream_without_probability_changes_nothing(data, tmp_path):
     logs = []
     for name, files in (("with", "absent.data"), ("without", None)):

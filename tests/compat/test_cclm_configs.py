@@ -218,7 +218,7 @@ def pretraining(folder, *changes):
 def test_two_captions_of_an_image_are_drawn_and_compared(tmp_path):
     config = pretraining(tmp_path, ("sample_2_captions: False", "sample_2_captions: True"))
     assert (config.data.train.caption_num, config.data.train.caption_order) == (2, "drawn")
-    assert set(config.objectives) == {"itc", "itm", "mlm", "ttc"}
+    assert set(config.objectives) == {"itc", "itm", "mlm", "ttc"} and config.objectives["itm"].positive_text == "first"
 
 
 def test_parallel_texts_are_read_as_one_with_tlm(tmp_path):

@@ -192,6 +192,14 @@ def test_two_drawn_captions_can_come_in_any_order(tmp_path):
     assert {tuple(reversed(order)) for order in orders} == orders and all(len(set(order)) == 2 for order in orders)
 
 
+def test_a_picture_with_fewer_captions_than_are_compared_is_left_out(tmp_path):
+    record = {"caption": {"en": "a bus"}, "image_path": "a.png"}
+    settings = {"caption_num": 2, "caption_order": "drawn", "missing_language": "keep"}
+    dataset = open_dataset(tmp_path, [{"caption": CAPTIONS, "image_path": "a.png"}, record], **settings)
+    with pytest.raises(BadRecord, match="too few captions; needed 2, found en"):
+        read(dataset, 1)
+
+
 def test_tokenized_captions_are_not_cleaned(tmp_path):
     dataset = open_dataset(tmp_path, [{"caption": {"en": " \u2581A \u2581Dog . "}, "image_path": "a.png"}],
                            languages=["en"], tokenized=True)  # fmt: skip
