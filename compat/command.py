@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compat import cclm, ccrk_flags
+from compat import cclm, ccrk_flags, r2d2
 from compat.config_names import OUR_CONFIG, choose, original_default, our_defaults
 from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
@@ -19,6 +19,9 @@ from utils.remote import is_remote, local_copy
 
 COMMAND_LINE = "command line"
 FEWSHOT_SUFFIX = "_fewshot"
+# Whose YAML files are read: modules with is_original(tree) and
+# translate_config(tree, path, world_size, placeholders, task).
+ORIGINALS = (cclm, r2d2)
 
 
 @dataclass
@@ -204,11 +207,12 @@ def _task_name(arguments: Namespace, default_config: Mapping[str, str]) -> str |
 
 def _read(path: Path, world: int, placeholders: Mapping[str, str], task: str | None, notices: list[str]) -> Node:
     tree = read_file(path)
-    if not cclm.is_original(tree):
-        return read_tree(path)
-    translated, said = cclm.translate_config(tree, path, world, placeholders, task)
-    notices += said
-    return translated
+    for system in ORIGINALS:
+        if system.is_original(tree):
+            translated, said = system.translate_config(tree, path, world, placeholders, task)
+            notices += said
+            return translated
+    return read_tree(path)
 
 
 def _use_translated_tests(tree: Node, path: Path) -> Node:

@@ -80,6 +80,8 @@ def make_parser() -> Parser:
     old.add_argument("--pret_type", metavar="X", help="choose the task pretrain_X")
     old.add_argument("--pret_para", default="", metavar="FLAGS", help="the original pre-training flags, as one string")
     old.add_argument("--ft_para", default="", metavar="FLAGS", help="the original fine-tuning flags, as one string")
+    for flag in ("--dist_url", "--world_size", "--distributed"):
+        old.add_argument(flag, metavar="VALUE", help="accepted; the launcher's environment, or --dist, decides")
     old.add_argument("--load_ckpt_from", help="weights for nlvr_domain, skipping its first stage")
     return parser
 
@@ -93,6 +95,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             words[place : place + 2] = [f"{flag}={words[place + 1]}"]
     parser = make_parser()
     arguments = parser.parse_intermixed_args(words)
+    if arguments.device == "cuda":  # R2D2's word for any GPU, which is taken without a flag
+        arguments.device = None
     if arguments.task is None and arguments.config is None:
         parser.error("--task is missing; --task list prints what there is")
     return arguments

@@ -15,6 +15,8 @@ from utils.registry import nearest
 ORIGINAL_FOLDER = "cclm-base-ft"
 RETRIEVAL_SETS = {"multi30k": ("en", "de", "fr", "cs", "all"), "coco": ("en", "ja", "zh", "all")}
 
+R2D2_SETS = {"retrieval": ("flickr_cna", "icr", "iqr"), "matching": ("icm", "iqm")}
+
 _BOTH = {"xFlickrCO.yaml": "xflickrco", "xFlickrCO_fewshot.yaml": "xflickrco_fewshot", "WIT.yaml": "wit"} | {
     f"Retrieval_{name}_{part}_ft.yaml": f"retrieval_{name}_{part}"
     for name, parts in RETRIEVAL_SETS.items()
@@ -36,6 +38,12 @@ OUR_CONFIG: dict[str, tuple[str, ...]] = {
     "Pretrain_4m.yaml": ("configs/cclm/pretrain_4m.yaml",),
     **{name: (f"configs/cclm/{ours}.yaml", f"configs/ccrk/{ours}.yaml") for name, ours in _BOTH.items()},
     **{name: (f"configs/cclm/{ours}.yaml",) for name, ours in _ONLY_CCLM.items()},
+    **{
+        f"{task}_{name}_{size}.yaml": (f"configs/r2d2/{name}_{size}.yaml",)
+        for task, names in R2D2_SETS.items()
+        for name in names
+        for size in ("base", "large")
+    },
 }
 # What the originals' tasks read without --config, below configs/ or configs/<--model>/ of the working folder.
 ORIGINAL_DEFAULT = {

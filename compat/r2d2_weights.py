@@ -112,17 +112,16 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: Stage) -> State:
 
 
 def _vision_to_original(tower: State, model: dict[str, Any]) -> State:
-    clip = vit.to_clip(tower, model["image_encoder"])
     public = {"patch_embed.weight": "patch_embedding.weight", "pos_embed.weight": "position_embedding.weight"}
+    in_embeddings = {**public, "class_embedding": "class_embedding", "position_ids": "position_ids"}
     theirs = {
-        f"embeddings.{public.get(name, name)}" if name in public or name == "class_embedding" else name: value
-        for name, value in clip.items()
+        f"embeddings.{in_embeddings[name]}" if name in in_embeddings else name: value
+        for name, value in vit.to_clip(tower, model["image_encoder"]).items()
     }
     width = model["image_encoder"]["width"]
     theirs.setdefault("post_layernorm.weight", torch.ones(width))
     theirs.setdefault("post_layernorm.bias", _zeros(width))
-    num_positions = theirs["embeddings.position_embedding.weight"].shape[0]
-    return theirs | {"embeddings.position_ids": torch.arange(num_positions)[None]}
+    return theirs
 
 
 def _stacks(model: dict[str, Any]) -> dict[str, str]:

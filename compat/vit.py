@@ -79,6 +79,8 @@ def interpolate_positions(table: Tensor, grid: int, kept: int) -> Tensor:
     of the class token and its like, stay.
     """
     side = round((table.shape[1] - kept) ** 0.5)
+    if side**2 != table.shape[1] - kept:
+        raise ValueError(f"a position table of {table.shape[1] - kept} positions is no square grid of patches")
     if side == grid:
         return table
     places = table[:, kept:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, D, g, g)

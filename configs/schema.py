@@ -86,6 +86,8 @@ class Config:
             raise ValueError("train.accumulate_decoupled joins batches of data.train; streams must be empty")
         if self.train.accumulate_decoupled and not self.data.batches_per_draw:
             self.data.batches_per_draw = self.train.accumulate
+        if "match" in self.objectives:
+            self._check_pair_data()
         check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)
 
     def _check_labelled_data(self) -> None:
@@ -103,6 +105,15 @@ class Config:
                 if found != number:
                     raise ValueError(f"data.{split} ({section.name}) needs model.{name}: {number}, found {found}")
 
+    def _check_pair_data(self) -> None:
+        """Pairs that match or not need two classes, one image a text, and a head that says so."""
+        if self.model.text_fusion is None or not self.model.has_match_head or self.model.classifier is not None:
+            raise ValueError("objectives.match needs model.text_fusion and has_match_head, and no classifier")
+        for split in ("train", "val", "test"):
+            section = getattr(self.data, split)
+            if section is not None and not _has_labelled_pairs(section):
+                raise ValueError(f"objectives.match needs labelled pairs, but data.{split} is {section.name}")
+
     def _check_objectives(self, place: str, objectives: dict[str, Any]) -> None:
         for name in ("itm", "ttm", "mlm"):
             if name in objectives and self.model.text_fusion is None:
@@ -111,6 +122,10 @@ class Config:
             raise ValueError(f"{place}.mlm needs model.has_masked_language_head: true")
         if "bbox" in objectives and not self.model.has_box_head:
             raise ValueError(f"{place}.bbox needs model.has_box_head: true")
+
+
+def _has_labelled_pairs(section: Any) -> bool:
+    return isinstance(section, LabelledConfig) and (section.num_classes, section.num_images) == (2, 1)
 
 
 def check_embedding_objectives(objectives: dict[str, Any], is_decoupled: bool) -> None:

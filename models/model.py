@@ -211,6 +211,15 @@ class Model(DualEncoder):
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text, is_attended=is_attended)
         return self.match_head(fused).float()
 
+    def label_logits(self, images: ImageSide, texts: TextSide, image_of_text: Tensor) -> Tensor:
+        """Logits (T, C) of labelled texts, image_of_text (I, T): the classifier's, or without one the logarithm of the
+        probability, mean over the stacks, that a text does not match its image, and that it does.
+        """
+        if self.classifier is not None:
+            return self.class_logits(texts.queries, images.keys, image_of_text)
+        every = torch.arange(image_of_text.shape[-1], device=image_of_text.device)
+        return self.pair_logits(images, texts, image_of_text.reshape(-1), every).softmax(dim=2).mean(dim=1).log()
+
     def class_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
         """Logits (T, C) of the classes of every text with its image, or with its images image_of_text (I, T)."""
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text)

@@ -11,6 +11,7 @@ OBJECTIVES = Registry(
         "one_to_k": "objectives.contrastive:OneToK",
         "itm": "objectives.matching:HardNegativeMatching",
         "classify": "objectives.labels:ClassPrediction",
+        "match": "objectives.labels:PairMatching",
         "picture_pairs": "objectives.picture_pairs:PicturePairs",
         "ttc": "objectives.contrastive:TextContrastive",
         "ttm": "objectives.matching:TextMatching",

@@ -16,6 +16,8 @@ TASKS = Registry(
         "nlvr": "tasks.image_text:ImageText",
         "nlvr_pretrain": "tasks.image_text:ImageText",
         "gqa": "tasks.vqa:QuestionAnswering",
+        "r2d2_retrieval": "tasks.image_text:ImageText",
+        "r2d2_matching": "tasks.image_text:ImageText",
     },
 )
 
@@ -32,6 +34,8 @@ DEFAULT_CONFIG = {
     "nlvr": "configs/cclm/nlvr.yaml",
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
     "gqa": "configs/cclm/gqa.yaml",
+    "r2d2_retrieval": "configs/r2d2/flickr_cna_large.yaml",
+    "r2d2_matching": "configs/r2d2/iqm_large.yaml",
 }
 
 # Tasks that are two runs: the second one starts from the first one's last weights, in a folder below its own.

@@ -17,7 +17,6 @@ from dataset.batch import pad_texts
 from dataset.labelled import LabelledSet
 from models.model import Model
 from models.text_encoder import TextState
-from models.transformer import KeyValue
 from utils.distributed import all_reduce_sum, rank, world_size
 from utils.label_metrics import METRICS, chance
 from utils.metrics import mean_metrics, mean_without_english
@@ -72,7 +71,8 @@ class LabelEvaluation:
         logits = torch.zeros(sum(sizes), next(iter(sets.values())).num_classes, device=device)
         for batch in own_places(sets, self.config.batch_size):
             with torch.autocast(device.type, DTYPES.get(precision), enabled=precision != "fp32"):
-                found = model.class_logits(*encode_places(model, sets, batch, device))
+                texts, tokens, image_of_text = encode_places(model, sets, batch, device)
+                found = model.label_logits(model.image_side(tokens), model.text_side(texts), image_of_text)
             logits[[starts[name] + k for name, k in batch]] = found.float()
         # Rows of other processes are zero here, so the sum puts all of them together.
         parts = all_reduce_sum(logits).cpu().split(sizes)
@@ -111,9 +111,9 @@ def own_places(sets: dict[str, LabelledSet], batch_size: int) -> Iterator[list[P
 
 def encode_places(
     model: Model, sets: dict[str, LabelledSet], batch: list[Place], device: torch.device
-) -> tuple[TextState, list[KeyValue], Tensor]:
-    """Some texts, the keys and values of their pictures for every fusion layer, and which of these each text sees
-    (I, n); a picture that several of them show is read and encoded once.
+) -> tuple[TextState, Tensor, Tensor]:
+    """Some texts, the tokens (M, N, V) of their pictures, and which of these each text sees (I, n); a picture that
+    several of them show is read and encoded once.
     """
     items = [sets[name].items[k] for name, k in batch]
     origin: dict[str, tuple[str, int, int]] = {}  # picture -> language, item, which of its pictures
@@ -129,4 +129,4 @@ def encode_places(
     texts = pad_texts([item.ids for item in items], model.text_encoder.config.pad_id)
     state = model.encode_text(texts.ids.to(device), texts.lengths)
     image_of_text = torch.tensor([[row[key] for key in item.image_keys] for item in items]).T  # (I, n)
-    return state, model.project_images(tokens), image_of_text
+    return state, tokens, image_of_text

@@ -96,7 +96,8 @@ class AnswerEvaluation:
             bar.set_description("answer")
             for batch in batches:
                 with torch.autocast(device.type, DTYPES.get(precision), enabled=precision != "fp32"):
-                    questions = model.fuse_texts(*encode_places(model, sets, batch, device))
+                    texts, tokens, image_of_text = encode_places(model, sets, batch, device)
+                    questions = model.fuse_texts(texts, model.project_images(tokens), image_of_text)
                     ranked = rank_answers(model.answer_decoder, questions, answers.tokens, self.config.num_candidates)
                 best, probability = ranked.answer[:, 0].tolist(), ranked.probability[:, 0].tolist()
                 own |= {

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from compat import r2d2_weights
 from compat.weights import tensors_of
-from dataset.batch import ImageTextBatch, TextBatch
+from dataset.batch import ImageTextBatch, LabelledBatch, TextBatch
 from models.model import Model
 from objectives.contrastive import Contrastive
+from objectives.labels import PairMatching
 from objectives.matching import global_match_logits, match_loss, negative_weights_of_all
 from objectives.step import Step
 from tasks.rerank import choose_candidates, rerank
@@ -30,6 +31,7 @@ from tests.parity.runners.common import (
 )
 from utils.checkpoint import read_weights
 from utils.config import build
+from utils.label_metrics import area_under_roc
 from utils.metrics import Reranked, recall_metrics, retrieval_ranks
 
 CLASS_WEIGHTS = (1.0, 2.0)
@@ -241,6 +243,26 @@ def _retrieval_rank(rank: int, folder: Path) -> None:
     check_gradients(case, model, ranks)
 
 
+def matching_train(folder: Path) -> None:
+    case = read_case(folder)
+    inputs, outputs = case.inputs, case.outputs
+    model = build_model(case.config, case.state)
+    images, texts = encode(model, inputs)
+    batch = LabelledBatch(
+        inputs["pixel_values"],
+        TextBatch(inputs["input_ids"], inputs["attention_mask"].sum(dim=1).tolist()),
+        inputs["label"],
+    )
+    step = Step(model, batch, images, texts)
+    logits = model.label_logits(step.image_side, step.text_side, batch.image_of_text)
+    assert_close(logits.exp(), outputs["pred"], "pred")
+    assert abs(area_under_roc(logits, batch.labels) / 100 - float(outputs["auc"])) < 1e-6
+    loss = PairMatching(PairMatching.Config())(step)
+    assert_loss(loss, outputs["loss"], "loss")
+    loss.backward()
+    check_gradients(case, model)
+
+
 def check_gradients(case: Case, model: Model, ranks: int = 1) -> None:
     """Gradients, averaged over ranks, against the recorded ones under their original names."""
     state = {}
@@ -265,4 +287,5 @@ KINDS = {
     ("r2d2", "checkpoint"): checkpoint,
     ("r2d2", "retrieval_train"): retrieval_train,
     ("r2d2", "retrieval_eval"): retrieval_eval,
+    ("r2d2", "matching_train"): matching_train,
 }
