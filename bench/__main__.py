@@ -18,6 +18,8 @@ PROGRAMS = {
     "A3": "bench.reranking",
     "A4": "bench.reranking",
     "A5": "bench.training_step",
+    "A6": "bench.training_step",
+    "A7": "bench.training_step",
     "A8": "bench.masked_words",
     "A11": "bench.image_pipeline",
     "A12": "bench.contrastive",

@@ -1,32 +1,53 @@
-"""A5: one image-text training step of CCLM-base in fp32: contrastive, matching and masked-word losses, backward, AdamW.
+"""Whole training steps of CCLM-base: losses, backward, AdamW. A5: images with captions, in fp32; A6: parallel texts, in
+fp32; A7: A5 in bf16.
 
-The plain step pads, repeats images, runs the fusion stack three times, holds all logits and draws negatives one by one.
-Its AdamW walks over the parameters as the originals' does, ours is the trainer's. Both steps share the model, the image
-tower's code, the batch and the moments; dropout is off on both sides.
+The plain step pads, repeats images, runs the fusion stack three times, holds all logits and draws negatives one by one,
+always in fp32. Its AdamW walks over the parameters as the originals' does, ours is the trainer's. Both steps share the
+model, the image tower's code, the batch and the moments; dropout is off on both sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import plain
-from bench.common import Options, Result, agree, caption_lengths, histogram, interleaved, ratio, spread
-from dataset.batch import ImageTextBatch, MaskedText, TextBatch
+from bench.common import Disagreement, Options, Result, agree, caption_lengths, histogram, interleaved, ratio, spread
+from dataset.batch import ImageTextBatch, MaskedText, TextBatch, TextPairBatch
 from models.model import Model
 from objectives import OBJECTIVES
 from objectives.matching import match_logits, match_loss
-from objectives.step import Step
 from optim import OptimConfig, make_optimizer
+from tasks.encode import encode_step
 from tasks.image_text import ImageText
 from utils.config import build
+from utils.precision import Precision, autocast
 
-PADDED, MEAN_LENGTH, SLOTS = 40, 18, 12
 TOLERANCE = 1e-4
+CPU = torch.device("cpu")
+# A7: how many steps the losses of both number formats are held against each other, and how far they may part.
+NUM_COMPARED_STEPS, COMPARED_LR, ALLOWED_SHARE = 50, 1e-5, 0.01
+
+Negatives = tuple[Tensor, Tensor]  # image of each text, text of each image
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Texts of a batch: their mean length, what the originals pad them to, and their slots for masked words."""
+
+    mean_length: int
+    padded: int
+    slots: int
+
+
+CAPTIONS = Shape(mean_length=18, padded=40, slots=12)
+PARALLEL = Shape(mean_length=28, padded=64, slots=20)
 
 
 @dataclass
@@ -53,64 +74,108 @@ SMALL = Sizes(
 )
 
 
-def make_task(sizes: Sizes) -> ImageText:
+def make_task(sizes: Sizes, names: tuple[str, ...]) -> ImageText:
     """The task as a configuration builds it, without data."""
     torch.manual_seed(0)
     fusion = {"num_layers": sizes.fusion_layers}
     tree = {"image_encoder": sizes.image, "text_encoder": sizes.text, "text_fusion": fusion}
     model = Model(build(Model.Config, tree | {"has_masked_language_head": True}))
-    objectives = {name: OBJECTIVES.load(name).Config() for name in ("itc", "itm", "mlm")}
+    objectives = {name: OBJECTIVES.load(name).Config() for name in names}
     return ImageText(model, objectives, None, None)
 
 
-def make_batch(task: ImageText, size: int) -> ImageTextBatch:
-    """Random pictures with one caption each; a quarter of the words is masked, at most SLOTS."""
+def make_image_batch(task: ImageText, size: int) -> ImageTextBatch:
+    """Random pictures with one caption each."""
     generator = torch.Generator().manual_seed(0)
-    config = task.model.config
-    lengths = caption_lengths(size, MEAN_LENGTH, PADDED)
-    is_real = torch.arange(PADDED)[None, :] < torch.tensor(lengths)[:, None]
-    vocabulary = config.text_encoder.vocab_size
-    ids = torch.randint(4, vocabulary - 1, (size, PADDED), generator=generator)
-    ids = ids.masked_fill(~is_real, config.text_encoder.pad_id)
-    positions, targets = torch.zeros(size, SLOTS, dtype=torch.long), torch.full((size, SLOTS), -100)
-    for row, length in enumerate(lengths):
-        count = min(SLOTS, max(1, length // 4))
-        chosen = 1 + torch.randperm(length - 2, generator=generator)[:count].sort().values
-        positions[row, :count], targets[row, :count] = chosen, ids[row, chosen]
-    masked_ids = ids.clone()
-    for row in range(size):
-        masked_ids[row, positions[row][targets[row] >= 0]] = vocabulary - 1
-    side = config.image_encoder.image_size
+    texts, masked = make_texts(task, size, CAPTIONS, generator)
+    side = task.model.config.image_encoder.image_size
     images = torch.randint(0, 256, (size, 3, side, side), generator=generator).to(torch.uint8)
     number = torch.arange(size)
-    masked = MaskedText(masked_ids, positions, targets)
-    return ImageTextBatch(images, number, TextBatch(ids, lengths), number, torch.zeros_like(number), masked)
+    return ImageTextBatch(images, number, texts, number, torch.zeros_like(number), masked)
 
 
-def plain_losses(task: ImageText, batch: ImageTextBatch, negatives: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """The losses the original way; `negatives` (image of each text, text of each image) are drawn where absent."""
+def make_pair_batch(task: ImageText, size: int) -> TextPairBatch:
+    """Random texts, and as many others that stand for their translations."""
+    generator = torch.Generator().manual_seed(0)
+    (first, masked), (second, _) = (make_texts(task, size, PARALLEL, generator, seed) for seed in (0, 1))
+    return TextPairBatch(first, second, masked, stream="image")
+
+
+def make_texts(
+    task: ImageText, size: int, shape: Shape, generator: torch.Generator, seed: int = 0
+) -> tuple[TextBatch, MaskedText]:
+    """Random texts; a quarter of their words is masked, at most as many as there are slots."""
+    config = task.model.config.text_encoder
+    lengths = caption_lengths(size, shape.mean_length, shape.padded, seed)
+    is_real = torch.arange(shape.padded)[None, :] < torch.tensor(lengths)[:, None]
+    ids = torch.randint(4, config.vocab_size - 1, (size, shape.padded), generator=generator)
+    ids = ids.masked_fill(~is_real, config.pad_id)
+    positions, targets = torch.zeros(size, shape.slots, dtype=torch.long), torch.full((size, shape.slots), -100)
+    masked_ids = ids.clone()
+    for row, length in enumerate(lengths):
+        count = min(shape.slots, max(1, length // 4))
+        chosen = 1 + torch.randperm(length - 2, generator=generator)[:count].sort().values
+        positions[row, :count], targets[row, :count] = chosen, ids[row, chosen]
+        masked_ids[row, chosen] = config.vocab_size - 1
+    return TextBatch(ids, lengths), MaskedText(masked_ids, positions, targets)
+
+
+def plain_image_losses(task: ImageText, batch: ImageTextBatch, negatives: Negatives | None) -> Losses:
+    """The losses the original way; negatives are drawn where absent."""
     model = task.model
-    mask = torch.arange(batch.texts.ids.shape[1])[None, :] < torch.tensor(batch.texts.lengths)[:, None]
     images = model.encode_image(batch.images)
-    hidden = plain.encode_text(model.text_encoder, batch.texts.ids, mask)
-    text_embed = plain.embed_text(model, hidden, mask)
+    mask, hidden, text_embed = plain_texts(model, batch.texts)
+    itc, itm = plain_pair_losses(model, images.tokens, None, images.embed, (hidden, mask, text_embed), negatives)
+    masked = batch.masked
+    mlm = plain.word_loss(model, masked.ids, mask, images.tokens, masked.positions, masked.targets)
+    return {"itc": itc, "itm": itm, "mlm": mlm}
+
+
+def plain_text_losses(task: ImageText, batch: TextPairBatch, negatives: Negatives | None) -> Losses:
+    """The same of parallel texts, the first ones in the place of images."""
+    model = task.model
+    first_mask, first, first_embed = plain_texts(model, batch.first)
+    mask, second, embed = plain_texts(model, batch.second)
+    ttc, ttm = plain_pair_losses(model, first, first_mask, first_embed, (second, mask, embed), negatives)
+    masked = batch.masked
+    mlm = plain.word_loss(model, masked.ids, first_mask, second, masked.positions, masked.targets, mask)
+    return {"ttc": ttc, "ttm": ttm, "mlm": mlm}
+
+
+def plain_texts(model: Model, texts: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask (B, L), all padded tokens after the tower (B, L, D), embeddings (B, E)."""
+    mask = torch.arange(texts.ids.shape[1])[None, :] < torch.tensor(texts.lengths)[:, None]
+    hidden = plain.encode_text(model.text_encoder, texts.ids, mask)
+    return mask, hidden, plain.embed_text(model, hidden, mask)
+
+
+def plain_pair_losses(
+    model: Model,
+    images: Tensor,
+    image_mask: Tensor | None,
+    image_embed: Tensor,
+    texts: tuple[Tensor, Tensor, Tensor],
+    negatives: Negatives | None,
+) -> tuple[Tensor, Tensor]:
+    """Contrastive and matching loss of images (B, N, V), or of what stands for them, with padded texts."""
+    hidden, mask, text_embed = texts
     temperature = model.temperature()
-    itc = plain.contrastive_loss(images.embed, text_embed, temperature)
-    of_texts, of_images = negatives or _draw_one_by_one(images.embed @ text_embed.T / temperature)
-    positive = plain.match_logits(model, hidden, mask, images.tokens)
+    contrastive = plain.contrastive_loss(image_embed, text_embed, temperature)
+    of_texts, of_images = negatives or _draw_one_by_one(image_embed @ text_embed.T / temperature)
+    masks = [None, None] if image_mask is None else [image_mask, torch.cat([image_mask[of_texts], image_mask])]
+    positive = plain.match_logits(model, hidden, mask, images, masks[0])
     negative = plain.match_logits(
         model,
         torch.cat([hidden, hidden[of_images]]),
         torch.cat([mask, mask[of_images]]),
-        torch.cat([images.tokens[of_texts], images.tokens]),
+        torch.cat([images[of_texts], images]),
+        masks[1],
     )
     logits = torch.cat([positive, negative])
-    masked = batch.masked
-    mlm = plain.word_loss(model, masked.ids, mask, images.tokens, masked.positions, masked.targets)
-    return {"itc": itc, "itm": match_loss(logits, torch.ones(len(logits), dtype=torch.bool)), "mlm": mlm}
+    return contrastive, match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
 
 
-def _draw_one_by_one(similarity: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_one_by_one(similarity: Tensor) -> Negatives:
     """A hard negative for every text and every image, one draw and one copy to the host each."""
     with torch.no_grad():
         own = torch.eye(len(similarity), dtype=torch.bool)
@@ -119,17 +184,66 @@ def _draw_one_by_one(similarity: Tensor) -> tuple[Tensor, Tensor]:
     return of_texts, of_images
 
 
-def check(task: ImageText, batch: ImageTextBatch) -> str:
-    """Every loss of both ways agrees, with the same negatives."""
-    negatives = torch.arange(len(batch.image_id)).roll(1), torch.arange(len(batch.image_id)).roll(-1)
+@dataclass(frozen=True)
+class Row:
+    """One row: objectives, how its batch is made, the plain form of its losses, and what it has to reach."""
+
+    what: str
+    objectives: tuple[str, ...]
+    shape: Shape
+    make_batch: Callable[[ImageText, int], Any]
+    plain_losses: Callable[[ImageText, Any, Negatives | None], Losses]
+    floor: str
+    goal: str
+    precision: Precision = "fp32"
+
+
+IMAGES = ("itc", "itm", "mlm"), CAPTIONS, make_image_batch, plain_image_losses
+TEXTS = ("ttc", "ttm", "mlm"), PARALLEL, make_pair_batch, plain_text_losses
+KINDS = {
+    "A5": Row("image-text step", *IMAGES, floor="1.35x", goal="1.55x"),
+    "A6": Row("parallel-text step", *TEXTS, floor="1.8x", goal="2.3x"),
+    "A7": Row("image-text step", *IMAGES, floor="3.2x", goal="4.5x", precision="bf16"),
+}
+
+
+def check(task: ImageText, batch: Any, plain_losses: Callable[..., Losses]) -> str:
+    """Every loss of both ways agrees in fp32, with the same negatives."""
     with torch.no_grad():
-        model = task.model
-        images = model.encode_image(batch.images)
-        texts = model.encode_text(batch.texts.ids, batch.texts.lengths)
-        logits = match_logits(Step(model, batch, images, texts), batch.image_of_text, *negatives)
-        ours = task(batch) | {"itm": match_loss(logits, torch.ones(len(logits), dtype=torch.bool))}
-        expected = plain_losses(task, batch, negatives)
+        step = encode_step(task.model, batch, "uniform")
+        own = torch.arange(len(step.image_id))
+        negatives = own.roll(1), own.roll(-1)
+        logits = match_logits(step, own, *negatives)
+        matching = match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
+        ours, expected = task(batch), plain_losses(task, batch, negatives)
+    ours |= {name: matching for name in ("itm", "ttm") if name in expected}
     return "; ".join(agree(ours[name], expected[name], TOLERANCE, name) for name in expected)
+
+
+def compare_formats(task: ImageText, batch: Any, precision: Precision, num_steps: int) -> str:
+    """How far the losses of our steps part from those in fp32, from the same start on the same batch."""
+    start = {name: value.clone() for name, value in task.model.state_dict().items()}
+    curves = []
+    for kind in ("fp32", precision):
+        task.model.load_state_dict(start)
+        optimizer = make_optimizer(task, OptimConfig(lr=COMPARED_LR))
+        curves.append([_descend(task, batch, optimizer, kind, number) for number in range(num_steps)])
+    task.model.load_state_dict(start)
+    share = max(abs(found / expected - 1) for expected, found in zip(*curves, strict=True))
+    words = f"losses of {num_steps} steps within {100 * share:.2f} % of fp32"
+    if not share <= ALLOWED_SHARE:
+        raise Disagreement(f"{words}, allowed {100 * ALLOWED_SHARE:.0f} %")
+    return words
+
+
+def _descend(task: ImageText, batch: Any, optimizer: Any, precision: Precision, number: int) -> float:
+    torch.manual_seed(number)  # the same draws of negatives in both formats
+    with autocast(precision, CPU):
+        loss = torch.stack([part.float() for part in task(batch).values()]).sum()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 @torch.no_grad()
@@ -138,6 +252,8 @@ def update_one_by_one(optimizer: torch.optim.AdamW) -> None:
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
         for parameter in group["params"]:
+            if parameter.grad is None:  # the image tower, where there are only texts
+                continue
             state = optimizer.state[parameter]
             state["step"] += 1
             count = state["step"].item()
@@ -149,39 +265,45 @@ def update_one_by_one(optimizer: torch.optim.AdamW) -> None:
             parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
 
 
-def run(options: Options) -> list[Result]:
-    """Row A5."""
-    sizes = SMALL if options.is_small else BASE
-    task = make_task(sizes).train()
-    batch = make_batch(task, sizes.batch)
-    words = check(task, batch)
+def run(name: str, options: Options) -> list[Result]:
+    """A row of the table."""
+    row, sizes = KINDS[name], SMALL if options.is_small else BASE
+    task = make_task(sizes, row.objectives).train()
+    batch = row.make_batch(task, sizes.batch)
+    words = check(task, batch, row.plain_losses)
+    if row.precision != "fp32":
+        words += "; " + compare_formats(task, batch, row.precision, 3 if options.is_small else NUM_COMPARED_STEPS)
     optimizer = make_optimizer(task, OptimConfig(lr=1e-6))
 
-    def step(losses: Callable[[], dict[str, Tensor]], update: Callable[[], object]) -> None:
-        sum(losses().values()).backward()
+    def step(losses: Callable[[], Losses], update: Callable[[], object], precision: Precision) -> None:
+        with autocast(precision, CPU):
+            loss = sum(part.float() for part in losses().values())
+        loss.backward()
         update()
         optimizer.zero_grad()
 
     ways = {
-        "ours": lambda: step(lambda: task(batch), optimizer.step),  # first, for it makes the moments
-        "plain": lambda: step(lambda: plain_losses(task, batch, None), lambda: update_one_by_one(optimizer)),
+        "ours": lambda: step(lambda: task(batch), optimizer.step, row.precision),  # first, for it makes the moments
+        "plain": lambda: step(
+            lambda: row.plain_losses(task, batch, None), lambda: update_one_by_one(optimizer), "fp32"
+        ),
     }
     seconds = interleaved(ways, options.repeats)
+    lengths = batch.texts.lengths if isinstance(batch, ImageTextBatch) else batch.first.lengths + batch.second.lengths
+    padding = f"the plain step pads to {row.shape.padded} and fills {row.shape.slots} mask slots"
     return [
         Result(
-            row="A5",
-            what=f"image-text step, {'small' if options.is_small else 'CCLM-base'}, batch {sizes.batch}, fp32",
+            row=name,
+            what=f"{row.what}, {'small' if options.is_small else 'CCLM-base'}, batch {sizes.batch}, {row.precision}",
             plain=spread(seconds["plain"]),
             ours=spread(seconds["ours"]),
             ratio=f"{ratio(seconds['plain'], seconds['ours']):.2f}x",
-            floor="1.35x",
-            goal="1.55x",
+            floor=row.floor,
+            goal=row.goal,
             agreement=words,
-            notes=[
-                f"A5: {histogram(batch.texts.lengths)}; the plain step pads to {PADDED} and fills {SLOTS} mask slots"
-            ],
+            notes=[f"{name}: {histogram(lengths)}; {padding}"],
         )
     ]
 
 
-ROWS = {"A5": run}
+ROWS = {name: partial(run, name) for name in KINDS}

@@ -18,6 +18,8 @@ SMALL = Options(is_small=True, repeats=1)
         (reranking, "A3"),
         (reranking, "A4"),
         (training_step, "A5"),
+        (training_step, "A6"),
+        (training_step, "A7"),
         (masked_words, "A8"),
         (contrastive, "A12"),
         (answers, "A14"),
