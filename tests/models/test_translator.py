@@ -50,8 +50,11 @@ def test_batches_say_what_single_texts_say(folders, name, source, tokens):
 
 
 def test_only_wanted_languages_come_back(folders):
-    found = translator(folders["m2m100"], "de", "fr").translate(CAPTIONS[:3], [["de"], [], ["fr"]])
-    assert [list(each) for each in found] == [["de"], [], ["fr"]]
+    each = translator(folders["m2m100"], "de", "fr")
+    full = each.translate(CAPTIONS, [["de", "fr"]] * len(CAPTIONS))
+    wanted = [["de"], [], ["fr"], ["fr"], ["de"], []]
+    found = each.translate(CAPTIONS, wanted)
+    assert found == [{target: one[target] for target in targets} for one, targets in zip(full, wanted)]
 
 
 def test_each_text_is_encoded_once_for_all_languages(folders):

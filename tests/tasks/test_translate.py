@@ -110,6 +110,17 @@ def test_equal_captions_are_translated_once_in_a_part(tmp_path, model, monkeypat
     assert seen[0].seen == ["a"]
 
 
+def test_a_finished_run_translates_nothing_again(tmp_path, model, monkeypatch):
+    write_captions(tmp_path / "in/a.jsonl", 5)
+    assert run.main(command(tmp_path)) == 0
+    first = json.loads((tmp_path / "out/metrics.json").read_text())
+    seen = []
+    monkeypatch.setattr(translate, "Translator", lambda *parts: seen.append(Capitals(*parts)) or seen[-1])
+    assert run.main(command(tmp_path)) == 0
+    again = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert seen[0].seen == [] and again["languages"] == first["languages"] and again["records_per_second"] == 0
+
+
 class Killed(BaseException):
     """The process is gone."""
 
