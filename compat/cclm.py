@@ -9,6 +9,7 @@ from typing import Any
 from compat.cclm_finetuning import RETRIEVAL_KEYS, retrieval_settings
 from compat.cclm_labels import LABEL_KEYS, label_settings
 from compat.cclm_pretraining import PRETRAINING_KEYS, WITHOUT_EFFECT, picture_pair_settings, pretraining_settings
+from compat.cclm_questions import QUESTION_KEYS, question_settings
 from compat.cclm_sizes import KNOWN_FILES, XLM_ROBERTA_LARGE, classifier_section, model_section, needed_sizes
 from compat.cclm_training import training_settings
 from compat.flags import nested
@@ -19,12 +20,14 @@ from utils.config_tree import Node, plain
 MARKS = ("use_swin", "image_res", "schedular", "train_file", "vision_config", "text_num_hidden_layers")
 MODEL_KEYS = {
     "use_swin", "use_clip_vit", "vision_config", "image_res", "patch_size", "text_encoder", "text_config",
-    "text_num_hidden_layers", "embed_dim", "temp", "use_one_cl_proj_only",
+    "text_num_hidden_layers", "num_dec_layers", "embed_dim", "temp", "use_one_cl_proj_only",
 }  # fmt: skip
 TRAINING_KEYS = {
     "optimizer", "schedular", "accelerator", "start_eval", "eval_interval", "ckpt_frequent", "ckpt_frequent_step",
 }  # fmt: skip
-KNOWN_KEYS = MODEL_KEYS | TRAINING_KEYS | PRETRAINING_KEYS | RETRIEVAL_KEYS | LABEL_KEYS | WITHOUT_EFFECT
+KNOWN_KEYS = (
+    MODEL_KEYS | TRAINING_KEYS | PRETRAINING_KEYS | RETRIEVAL_KEYS | LABEL_KEYS | QUESTION_KEYS | WITHOUT_EFFECT
+)
 
 
 def is_original(tree: Node) -> bool:
@@ -36,6 +39,8 @@ def kind_of(tree: Node, task: str | None) -> str:
     """Which of the original's programs a file belongs to; only NLVR's domain pre-training needs the task to tell."""
     if "images" in tree.value:
         return "picture_pairs" if task == "nlvr_pretrain" else "pretraining"
+    if "answer_list" in tree.value:
+        return "questions"
     return "labels" if "batch_size" in tree.value else "retrieval"
 
 
@@ -51,6 +56,8 @@ def translate_config(
         settings |= picture_pair_settings(original, world_size)
     elif kind == "labels":
         settings |= label_settings(original, world_size, placeholders, notices)
+    elif kind == "questions":
+        settings |= question_settings(original, world_size, placeholders)
     else:
         settings |= retrieval_settings(original, world_size, placeholders)
     settings |= training_settings(original, kind, notices)
@@ -70,6 +77,8 @@ def _model_settings(original: Original, path: Path, kind: str) -> dict[str, Any]
         section = classifier_section(section, num_classes or 2, num_images=1 if num_classes else 2)
     elif kind == "picture_pairs":
         section = classifier_section(section, 3, num_images=2, num_layers=1, projections="image")
+    elif kind == "questions":
+        del section["temperature"]
     return {
         **{f"model.{name}": value for name, value in section.items()},
         "init.image": vision.get("ckpt") if is_pretraining else None,

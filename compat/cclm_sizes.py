@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 # The Swin sizes of the files configs/config_swinB_*.json that the originals' configs name, and CLIP's of ViT-B/16.
-SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+SWIN_BASE = {
+    "ckpt": "data/swin_base_patch4_window7_224_22k.pth",
+    "embed_dim": 128,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+}
 SWIN_BASE_WINDOW = {"config_swinB_224.json": 7, "config_swinB_384.json": 12, "config_swinB_480.json": 15}
 CLIP_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
 KNOWN_FILES: dict[str, dict[str, Any]] = {

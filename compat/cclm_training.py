@@ -44,7 +44,7 @@ def training_settings(original: Original, kind: str, notices: list[str]) -> dict
 
 def _fresh_rate(factor: float | None, kind: str) -> dict[str, Any]:
     """Which parameters train at lr times lr_mult, and what no checkpoint need hold."""
-    if kind == "pretraining":
+    if kind in ("pretraining", "questions"):
         return {"optim.fresh_lr_multiplier": factor}
     if kind not in ("labels", "picture_pairs"):
         return {}  # the originals' retrieval programs give the factor to nothing

@@ -147,6 +147,7 @@ def _named_config(
     """The file of --config, or what stands for it."""
     # Flags of CCRK's own tell its commands from CCLM's, which have the same names.
     prefers = "ccrk" if arguments.ft_para or arguments.pret_para or arguments.model == "ccrk" else ""
+    prefers = "cclm" if (task or "").startswith("pretrain_cclm") else prefers
     count = lambda name: count_data_files(root / name)  # noqa: E731
     if arguments.config:
         path = _locate(local_copy(arguments.config), root)

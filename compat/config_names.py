@@ -23,6 +23,8 @@ _BOTH = {"xFlickrCO.yaml": "xflickrco", "xFlickrCO_fewshot.yaml": "xflickrco_few
     for part in parts
 }
 _ONLY_CCLM = {
+    "GQA.yaml": "gqa",
+    "GQA_fewshot.yaml": "gqa_fewshot",
     "XVNLI.yaml": "xvnli",
     "XVNLI_fewshot.yaml": "xvnli_fewshot",
     "NLVR.yaml": "nlvr",

@@ -128,6 +128,23 @@ FILES["NLVR_fewshot.yaml"] = (
     "test_file: {}\nbatch_size: 10\n" + finetuning("1e-5", 60) + "start_eval: 9\neval_interval: 10\n"
 )
 
+# --- GQA and xGQA ----------------------------------------------------------------------------------------------------
+
+GQA = f"{IGLUE}/gqa/annotations"
+XGQA = f"{IGLUE}/xGQA/annotations/few_shot"
+ANSWERS = f"{GQA}/trainval_ans2label.json"
+DECODER = "num_dec_layers: 6\nbatch_size_train: 32\nbatch_size_test: 4\nmax_tokens: 40\nk_test: 128\n"
+GQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
+TESTS = ", ".join(f"'{x}': ['{XGQA}/{x}/test.json', '{ANSWERS}']" for x in GQA_LANGUAGES)
+FILES["GQA.yaml"] = (
+    f"train_file: ['{GQA}/train.json',]\nvalid_file: ['{GQA}/valid.json']\nanswer_list: '{ANSWERS}'\n"
+    f"vqa_root: 'images/gqa/'\ntest_file: {{{TESTS}}}\n" + DECODER + finetuning(epochs=5) + "start_eval: 2\n"
+)
+FILES["GQA_fewshot.yaml"] = (
+    f"train_file: ['{XGQA}/{{}}/train_48.json',]\nvalid_file: ['{XGQA}/{{}}/test.json']\nanswer_list: '{ANSWERS}'\n"
+    "vqa_root: 'images/gqa/'\ntest_file: {}\n" + DECODER + finetuning("1e-5", 60) + "start_eval: 9\neval_interval: 10\n"
+)
+
 # --- pre-training ----------------------------------------------------------------------------------------------------
 
 IMAGES = "image_key: 'binary', is_image_rpath: False, caption_key: 'caption', tokenized: False"
