@@ -92,7 +92,7 @@ def write_pictures(folder, paths):
 @pytest.fixture
 def examples(tmp_path):
     """A folder with the README's records as files, and their pictures."""
-    pretrain, pairs, gallery, flickr, wit = blocks("json")
+    pretrain, pairs, gallery, flickr, wit, *_ = blocks("json")
     for number in range(2):
         wit = wit.replace("<base64>", base64.b64encode(picture((9, 99 * number, 9))).decode(), 1)
     for name, block in (("pretrain.jsonl", pretrain), ("train.json", pairs), ("val.json", gallery)):
@@ -153,6 +153,26 @@ def test_the_records_train_and_evaluate(examples, train, evaluated, capsys):
     for name in ("config.yaml", "metrics.jsonl", "environment.json", "report.html"):
         assert (examples / "out" / name).exists(), name
     assert "image -> text" in capsys.readouterr().out
+
+
+def test_the_streams_of_the_readme_train_on_its_records(examples, capsys):
+    names = {"pairs": "parallel", "regions": "regions", "german": "german"}
+    for name, block in zip(names, blocks("json")[5:], strict=True):
+        (examples / f"{name}.jsonl").write_text(block, encoding="utf-8")
+    own_config(examples)
+    streams = next(block for block in blocks("yaml") if block.startswith("# streams.yaml"))
+    (examples / "streams.yaml").write_text(streams.replace("data/own", str(examples)), encoding="utf-8")
+    words = ["--config", str(examples / "streams.yaml"), "--output_dir", str(examples / "out"), *TINY]
+    words += [
+        f"data.train={section(examples, 'captioned_images', 'pretrain.jsonl')}",
+        "data.val=null",
+        "data.test=null",
+    ]
+    words += [f"streams.regions.train.image_root={examples}", "train.log_every_steps=1", "train.epochs=2"]
+    assert run.main(words) == 0, capsys.readouterr().err
+    logged = [json.loads(line) for line in (examples / "out/metrics.jsonl").read_text().splitlines()]
+    names = {name.split("/")[1] for line in logged for name in line if name.startswith("train/") and "/" in name[6:]}
+    assert {"regions", "german"} <= names
 
 
 def test_the_records_pass_the_check(examples, capsys):
