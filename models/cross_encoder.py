@@ -125,7 +125,8 @@ def meetings_of(packing: Packing, keys: KeyValue, image_of_text: Tensor) -> Call
     def meet(reading: Reading | None) -> Meeting:
         has_equal_shares = reading is None or len(reading.rows) == packing.num_texts or not is_host
         if packing.key_mask is not None or (is_copied and has_equal_shares):
-            return Meeting(None, image_by_place.to(device))
+            num_rows = packing.num_rows if reading is None else len(reading.rows)
+            return Meeting(None, image_by_place.to(device), num_rows // packing.num_texts)
         if reading is None:
             return Meeting(fold_by_image(_image_of_row(packing, image_by_place), device))
         return Meeting(fold_by_image(image_of_text[reading.text_of_row.cpu()], device))

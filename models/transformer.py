@@ -73,11 +73,12 @@ class Prefix:
 @dataclass
 class Meeting:
     """Which image each query row meets: `blocks` where the host knows it, else the image of every text of a uniform
-    packing.
+    packing, each of which has rows_per_text rows.
     """
 
     blocks: tuple[ImageBlock, ...] | None = None
     image_of_text: Tensor | None = None
+    rows_per_text: int = 0
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -192,11 +193,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys: KeyValue, meeting: Meeting) -> Tensor:
         """x (R, D) -> (R, D)."""
         query = self.query(x)
-        attended = (
-            self._folded(query, keys, meeting.blocks)
-            if meeting.blocks
-            else self._gathered(query, keys, meeting.image_of_text)
-        )
+        attended = self._folded(query, keys, meeting.blocks) if meeting.blocks else self._gathered(query, keys, meeting)
         return self.norm(x + self.residual_dropout(self.output(attended)))
 
     def _folded(self, query: Tensor, keys: KeyValue, blocks: tuple[ImageBlock, ...]) -> Tensor:
@@ -212,12 +209,15 @@ class CrossAttention(nn.Module):
         place = rows.new_zeros(len(query)).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
         return torch.cat(pieces)[place]
 
-    def _gathered(self, query: Tensor, keys: KeyValue, image_of_text: Tensor) -> Tensor:
+    def _gathered(self, query: Tensor, keys: KeyValue, meeting: Meeting) -> Tensor:
         """Each text of a uniform packing meets its image; keys are copied per text, the pairing never leaves the
         device.
         """
-        rows = query.view(len(image_of_text), -1, self.num_heads, keys.key.shape[-1]).transpose(1, 2)  # (T, H, L, d)
-        return self._attend(rows, keys.select(image_of_text)).transpose(1, 2).reshape_as(query)
+        num_texts, length = len(meeting.image_of_text), meeting.rows_per_text
+        num_rows, spare = num_texts * length, len(query) - num_texts * length
+        rows = query[:num_rows].view(num_texts, length, self.num_heads, -1).transpose(1, 2)  # (T, H, L, d)
+        attended = self._attend(rows, keys.select(meeting.image_of_text)).transpose(1, 2).reshape(num_rows, -1)
+        return F.pad(attended, (0, 0, 0, spare)) if spare else attended
 
     def _attend(self, query: Tensor, keys: KeyValue) -> Tensor:
         mask = None if keys.mask is None else keys.mask[:, None, None, :]

@@ -125,6 +125,17 @@ def test_masked_word_loss_and_its_gradients_equal_the_plain_ones():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@torch.no_grad()
+def test_texts_of_one_length_that_outnumber_the_image_tokens_are_fused_in_bf16():
+    model = build_model().eval()
+    ids, _ = make_texts([9, 9, 9])
+    tokens = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0))
+    expected = model.fuse_texts(model.encode_text(ids, [9] * 3), model.project_images(tokens), torch.arange(3))
+    with torch.autocast("cpu", torch.bfloat16):  # a matrix gets spare rows behind the real ones
+        half = model.fuse_texts(model.encode_text(ids, [9] * 3), model.project_images(tokens), torch.arange(3))
+    torch.testing.assert_close(half.padded().float(), expected.padded(), atol=0.1, rtol=0.1)
+
+
 def test_a_reading_computes_only_the_wanted_rows():
     model = build_model().eval()
     ids, _ = make_texts(LENGTHS)
