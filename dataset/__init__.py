@@ -27,6 +27,7 @@ TRANSFORMS = Registry(
     {
         "augmented_crop": "dataset.transforms:AugmentedCrop",
         "resize": "dataset.transforms:Resize",
+        "steps": "dataset.image_steps:ImageSteps",
         "shift": "dataset.transforms:Shift",
     },
 )

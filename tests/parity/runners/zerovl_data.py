@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections import Counter
@@ -9,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
+from dataset.auto_augment import apply_operation, apply_policy
+from dataset.image_steps import ImageSteps
 from dataset.loader import Loader
 from dataset.mixture import Mixture
 from dataset.text import TextTokenizer, load_tokenizer
 from dataset.text_augment import change_pieces, join_pieces
+from tests.parity.runners.common import read_case
 
 SHARE = 0.2  # of changed pieces in the original
 
@@ -100,4 +106,37 @@ def make_tokenizer(cases: dict[str, Any]) -> TextTokenizer:
         return load_tokenizer(folder)
 
 
-KINDS = {("zerovl", "debias_sampler"): run_debias_sampler, ("zerovl", "text_augment"): run_text_augment}
+NORMS = {"half": ((0.5,) * 3, (0.5,) * 3), "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def run_image_transforms(folder: Path) -> None:
+    """Every operation, some policies and the validation of ZeroVL; one grey level for what resamples."""
+    case = read_case(folder)
+    pixels = case.inputs["image"].numpy()
+    image = Image.fromarray(pixels)
+    for name, level, sign in case.config["ops"]:
+        found = apply_operation(image, name, level, sign)
+        check_pixels(np.asarray(found), case.outputs[f"op.{name}.{level}.{'p' if sign > 0 else 'm'}"], name)
+    for place, (number, uniforms, signs) in enumerate(case.config["policies"]):
+        found = apply_policy(image, number, iter(uniforms), iter(signs))
+        check_pixels(np.asarray(found), case.outputs[f"policy.{place}"], f"policy {number}")
+    packed = io.BytesIO()
+    image.save(packed, "PNG")
+    for variant in case.config["valid"]:
+        steps = ImageSteps(ImageSteps.Config(steps=variant.get("steps", ["resize", "center_crop"]),
+                                             resize=variant["resize"]), variant["crop"])  # fmt: skip
+        mean, std = (np.array(values)[:, None, None] for values in NORMS[variant["norm"]])
+        found = (steps(packed.getvalue()) / 255 - mean) / std
+        difference = np.abs(found - case.outputs[variant["name"]].numpy()).max()
+        assert difference <= 1 / 255 / std.min() + 1e-6, variant["name"]
+
+
+def check_pixels(found: np.ndarray, expected: Tensor, where: str) -> None:
+    assert np.abs(found.astype(int) - expected.numpy().astype(int)).max() <= 1, where
+
+
+KINDS = {
+    ("zerovl", "debias_sampler"): run_debias_sampler,
+    ("zerovl", "image_transforms"): run_image_transforms,
+    ("zerovl", "text_augment"): run_text_augment,
+}
