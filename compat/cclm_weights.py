@@ -58,7 +58,9 @@ def has_decoder(state: State) -> bool:
 
 
 def released_config(state: State) -> str:
-    """Our configuration of the released model that a checkpoint holds."""
+    """Our configuration of the released model that a checkpoint holds; only CCLM's pre-trained ones predict boxes."""
+    if "bbox_head.0.weight" in state:
+        return "configs/cclm/pretrain_3m.yaml"
     return RELEASED[layout_of(state)]
 
 

@@ -16,6 +16,7 @@ from utils.config import build, to_tree
 FILES = [
     ("ccrk", "pretrain_unialign_swinB_224", "ccrk_pretrain", "configs/ccrk/pretrain_3m.yaml"),
     ("ccrk", "finetune_retrieval_swinB_384", "ccrk_finetune", "configs/ccrk/retrieval_multi30k_en.yaml"),
+    ("cclm", "cclm_base_pretrain_224", "cclm_pretrain", "configs/cclm/pretrain_3m.yaml"),
     ("cclm", "cclm_base_retrieval_384", "cclm_retrieval", "configs/cclm/retrieval_multi30k_en.yaml"),
     ("cclm", "cclm_base_xvnli_384", "cclm_xvnli", "configs/cclm/xvnli.yaml"),
     ("cclm", "cclm_base_gqa_384", "cclm_vqa", "configs/cclm/gqa.yaml"),

@@ -21,7 +21,7 @@ from utils.config import build
 
 # Whose settings hold for which model; without them (retrieval) every parameter learns at the same rate.
 CONFIGS = {
-    "pretrain": "ccrk/pretrain_3m.yaml",
+    "pretrain": "cclm/pretrain_3m.yaml",
     "retrieval": "cclm/retrieval_multi30k_en.yaml",
     "vqa": "cclm/gqa.yaml",
     "nlvr": "cclm/nlvr.yaml",
