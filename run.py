@@ -46,10 +46,12 @@ def main(argv: list[str]) -> int:
     from compat.command import split_chain
     from tasks import CHAINS
 
-    for words in split_chain(arguments, CHAINS):
-        own = [*argv, *words]
-        status = do(parse(own), own)
-        if status:
+    chain = split_chain(arguments, CHAINS)
+    if len(chain) > 1 and is_worker():
+        say(f"--task {arguments.task} is two runs: start it without torchrun, with --nproc or --dist", kind="error")
+        return WRONG_USE
+    for words in chain:
+        if status := do(parse([*argv, *words]), [*argv, *words]):
             return status
     return 0
 

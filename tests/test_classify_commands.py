@@ -248,3 +248,10 @@ def test_a_failed_first_stage_ends_the_command(command, world, capsys):
 def test_both_stages_run_on_two_processes(command, world, captions):
     assert command(f"{DOMAIN} --config domain.yaml --output_dir out/domain2 --bs 8 --nproc 2") == 0
     assert (world / "out/domain2/nlvr_ft/metrics.json").is_file()
+
+
+def test_two_runs_are_not_started_inside_one_launcher(command, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command(f"{DOMAIN} --output_dir out/launched") == 2
+    assert "start it without torchrun, with --nproc or --dist" in capsys.readouterr().err
