@@ -67,5 +67,6 @@ def _unconverted(path: str | list[str], notices: list[str]) -> str | list[str]:
     if found is None or Path(path).is_file():
         return path
     source = MARVL.format("few" if "_train" in found[1] else "zero", found[1])
-    notices.append(f"{path} is not here; {source} is read as it is")
+    notice = "data/marvl has no converted files; IGLUE's files of MaRVL are read where they lie"
+    notices += [] if notice in notices else [notice]
     return source

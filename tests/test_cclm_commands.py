@@ -11,6 +11,7 @@ import pytest
 
 import run
 from tests import toy_cclm
+from tests.compat.cclm_files import FILES
 from tests.toy_cclm import FLICKR_CO, SIZES, WIT
 
 COMMON = "--dist 1 --seed 42 --checkpoint pretrained.th --output_dir output/it"
@@ -22,6 +23,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cclm")
     for write in (toy_cclm.write_multi30k, toy_cclm.write_coco, toy_cclm.write_flickr_co, toy_cclm.write_wit):
         write(folder)
+    toy_cclm.write_pretraining(folder)
     toy_cclm.write_tokenizer(folder)
     toy_cclm.write_checkpoint(folder / "pretrained.th")
     return folder
@@ -52,6 +54,53 @@ def languages_of(folder):
 def shown_texts(folder):
     """The first query of every language: captions say in which language, and whether they are translated."""
     return {query["language"]: query["text"] for query in json.loads((folder / "gallery.json").read_text())["queries"]}
+
+
+PRETRAINING = "train.epochs=1 streams.parallel.batch_size=4 streams.parallel.num_workers=0"
+BOXES = "streams.regions.batch_size=4 streams.regions.train.max_images=2 streams.regions.num_workers=0"
+
+
+def losses_of(folder):
+    """Which losses the log of a run names, and the number of its steps."""
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [step for step in steps if step.get("kind") == "train"]
+    return {name.removeprefix("train/") for step in steps for name in step if "/" in name}, len(steps)
+
+
+def test_pretraining_3m(command):
+    folder = command(f"--task pretrain_cclm_3m --dist 1 --output_dir output/pre3m/ {PRETRAINING}")
+    losses, num_steps = losses_of(folder)
+    assert num_steps == toy_cclm.NUM_PICTURES // 4
+    assert {"itc", "itm", "mlm", "parallel/ttc", "parallel/ttm", "parallel/mlm"} <= losses
+    assert "data/pretrain/cc3m" in toy_cclm.read_files(folder)
+
+
+def test_pretraining_4m(command):
+    folder = command(f"--task pretrain_cclm_4m --dist 1 --output_dir output/pre4m {PRETRAINING} {BOXES}")
+    losses, num_steps = losses_of(folder)
+    assert num_steps == 4 * toy_cclm.NUM_PICTURES // 4 and {"itc", "parallel/ttc", "regions/bbox"} <= losses
+
+
+def test_pretraining_by_the_users_own_copy_of_the_originals_file(command, world):
+    text = (
+        FILES["Pretrain_4m.yaml"]
+        .replace("num_workers: 4", "num_workers: 0")
+        .replace("batch_size: 128", "batch_size: 4")
+    )
+    for theirs, ours in (("cc-3m-uc2", "cc3m"), ("coco_object-mm", "coco_objects"), ("vg_object-mm", "vg_objects")):
+        text = text.replace(f"hdfs://path/to/{theirs}", f"data/pretrain/{ours}")
+    for name in ("sbu", "vg", "coco", "vg_region", "wikimatrix"):
+        own = "vg_regions" if name == "vg_region" else name
+        text = text.replace(f"hdfs://path/to/{name}-mm'", f"data/pretrain/{own}'")
+        text = text.replace(f"hdfs://path/to/{name}'", f"data/pretrain/{own}'")
+    (world / "configs").mkdir()
+    (world / "configs/Pretrain_4m.yaml").write_text(text)
+    try:
+        words = "--task pretrain_cclm_4m --dist 1 --output_dir output/own train.epochs=1 streams.regions.num_workers=0"
+        losses, _ = losses_of(command(words))
+    finally:
+        (world / "configs/Pretrain_4m.yaml").unlink()
+    assert {"itc", "parallel/ttm", "regions/bbox"} <= losses
 
 
 SETS = {

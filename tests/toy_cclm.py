@@ -125,6 +125,32 @@ def write_wit(root: Path) -> None:
         write_lines(iglue / f"annotations_machine-translate/test_{language}_gmt.jsonl", translated)
 
 
+PRETRAINING = {
+    "images": ("cc3m", "sbu", "coco", "vg"),
+    "regions": ("coco_objects", "vg_objects", "vg_regions"),
+    "parallel": ("wikimatrix",),
+}
+
+
+def write_pretraining(root: Path) -> None:
+    """Pre-training files: images with captions, with described boxes, and parallel texts."""
+    for number in range(NUM_PICTURES):
+        words = {language: caption(number, language) for language in ("en", "de", "zh")}
+        image = {"binary": base64_of(picture(number, (40, 40))), "caption": words}
+        element = {"bb": [3, 4, 20, 18], "caption": words, "attributes": {"en": "shiny", "de": "blank"}}
+        records = {
+            "images": image,
+            "regions": {**image, "elems": [element, {**element, "bb": [10, 12, 9, 8]}]},
+            "parallel": {"source_text": words["en"], "target_text": words["de"]},
+        }
+        for kind, names in PRETRAINING.items():
+            for name in names:
+                path = root / f"data/pretrain/{name}/part_0.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(records[kind]) + "\n")
+
+
 def write_tokenizer(root: Path) -> None:
     texts = [caption(i, x) for i in range(NUM_PICTURES) for x in ("en", "de", "zh", "translated ja again")]
     train_bpe(texts, vocab_size=120).save(root / "tokenizer")
