@@ -227,6 +227,7 @@ class Data:
             truncate=self.config.truncate if is_training else self.config.truncate_evaluation,
             masker=self._masker(self.config.mask) if is_training and self.has_masks else None,
             cache_dir=self._cache_dir,
+            grid=self.grid,
         )
         return DATASETS.load(section.name)(section, preprocessing)
 

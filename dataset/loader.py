@@ -152,6 +152,8 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a position, also one saved with another number of ranks or workers."""
+        if "consumed" not in state:
+            raise DataError("the state was saved with several streams; now there is one")
         if not 0 <= state["consumed"] <= self.layout.num_records:
             found = f"position {state['consumed']} lies outside the data set of {self.layout.num_records} records"
             raise DataError(f"{found}; the data has changed since the state was saved")

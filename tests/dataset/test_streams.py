@@ -118,6 +118,8 @@ def test_a_state_of_other_streams_is_refused(tmp_path):
     del state["loaders"]["regions"]
     with pytest.raises(DataError, match="with the streams image, parallel; now there are image, parallel, regions"):
         loader.load_state_dict(state)
+    with pytest.raises(DataError, match="saved with several streams; now there is one"):
+        loader.loaders["image"].load_state_dict(state)
 
 
 def make_data(tmp_path, streams):
