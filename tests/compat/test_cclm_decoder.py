@@ -40,10 +40,14 @@ def test_a_pretrained_model_gives_the_decoder_its_fusion_layers_words_and_head(l
     assert torch.equal(decoder.head.bias, source.masked_language_head.bias)
 
 
-def test_keys_and_values_of_another_width_stay_fresh(tmp_path):
+@pytest.mark.parametrize("layout", ["ours", "cclm_pretrain"])
+def test_keys_and_values_of_another_width_stay_fresh(layout, tmp_path):
     source, model = build_model(), answering_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    write_weights(source.state_dict(), tmp_path / "weights.safetensors")
+    state = source.state_dict()
+    if layout != "ours":
+        state = to_original(state, to_tree(source.config), layout)
+    write_weights({name: value.contiguous() for name, value in state.items()}, tmp_path / "weights.safetensors")
     notes = load_weights(model, tmp_path / "weights.safetensors")
     for name, value in model.answer_decoder.state_dict().items():
         is_fresh = torch.equal(value, before[f"answer_decoder.{name}"])
