@@ -30,7 +30,7 @@ def training_settings(original: Original, kind: str, notices: list[str]) -> dict
         "optim.weight_decay": optimizer.get("weight_decay"),
         "optim.flavour": "hf",
         "optim.decays_vectors": True,
-        "optim.no_decay": ["bias", r"norm[12]?\.weight$"],
+        "optim.no_decay": ["bias", r"norm(_pre|[12])?\.weight$"],
         **_fresh_rate(optimizer.get("lr_mult"), kind),
         "schedule.warmup": schedule.get("num_warmup_steps"),
         "train.epochs": schedule.get("epochs"),

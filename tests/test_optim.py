@@ -1,13 +1,17 @@
 """Groups by rule, and AdamW as the originals compute it."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from optim import OptimConfig, counted_updates, freeze, make_groups, make_optimizer, set_learning_rate
+from configs.schema import load_settings
+from optim import OptimConfig, counted_updates, freeze, is_decayed, make_groups, make_optimizer, set_learning_rate
 from utils.precision import guarded_step
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Tiny(nn.Module):
@@ -105,3 +109,11 @@ def test_hf_flavour_counts_the_updates_of_every_parameter_for_itself() -> None:
     for linear, (p, *_) in zip(module, plain, strict=True):
         torch.testing.assert_close(linear.weight.detach(), p, rtol=1e-12, atol=1e-12)
     assert num_updates == {"0.weight": 4, "1.weight": 2}
+
+
+def test_cclm_decays_no_norm_of_any_image_tower():
+    config = load_settings(ROOT / "configs/cclm/pretrain_3m.yaml").optim
+    gain = nn.Parameter(torch.ones(2))
+    norms = ("norm.weight", "norm_pre.weight", "blocks.0.norm1.weight", "blocks.0.norm2.weight")
+    assert not any(is_decayed(f"model.image_encoder.backbone.{name}", gain, config) for name in norms)
+    assert is_decayed("model.match_head.1.weight", gain, config)  # as the original does

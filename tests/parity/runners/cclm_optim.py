@@ -67,9 +67,19 @@ def task_tree(names: set[str], *, has_one_width: bool) -> dict[str, Any]:
         tree["classifier"] = {"num_classes": 2, "num_layers": 2 if has("cls_head.") else 1}
     if has("text_decoder."):
         tree["answer_decoder"] = {"num_layers": num_decoder_layers(names)}
-    if has_one_width:
-        tree["text_encoder"]["width"] = tree["image_encoder"]["width"] * 2 ** (len(tree["image_encoder"]["depths"]) - 1)
+    image, text = tree["image_encoder"], tree["text_encoder"]
+    if not image["depths"]:
+        tree["image_encoder"] = vit_tree(names)
+    elif has_one_width:
+        text["width"] = image["width"] * 2 ** (len(image["depths"]) - 1)
     return tree
+
+
+def vit_tree(names: set[str]) -> dict[str, Any]:
+    """A ViT or a CLIP-ViT as wide as the text tower."""
+    numbers = {found[1] for name in names if (found := re.match(r"vision_encoder\.\D*(\d+)\.", name))}
+    sizes = {"image_size": 32, "patch_size": 16, "width": 8, "num_heads": 2, "num_layers": len(numbers)}
+    return {"name": "vit", "is_clip": "vision_encoder.class_embedding" in names, **sizes}
 
 
 def num_decoder_layers(names: Iterable[str]) -> int:
