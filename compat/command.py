@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compat import cclm, ccrk_flags, r2d2
+from compat import cclm, ccrk_flags, r2d2, zerovl
 from compat.config_names import OUR_CONFIG, choose, original_default, our_defaults
 from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
@@ -71,14 +71,18 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     task = _task_name(arguments, default_config)
     placeholders = split_fewshot(arguments.fewshot) if arguments.fewshot else {}
     notices: list[str] = [processes.notice] if processes.notice else []
-    path = find_config(arguments, task, default_config, root, notices)
+    own, theirs = zerovl.split_words(arguments.settings)
+    if (original := zerovl.original_tree(arguments.config, theirs)) is not None:
+        path, tree, words = Path(arguments.config), zerovl.translate_tree(original, theirs, notices), own
+    else:
+        path, words = find_config(arguments, task, default_config, root, notices), arguments.settings
+        tree = _read(path, processes.nproc * processes.nnodes, placeholders, task, notices)
     world = processes.nproc * processes.nnodes
-    tree = _read(path, world, placeholders, task, notices)
     if arguments.gmt:
         tree = _use_translated_tests(tree, path)
     notices += _notices_of_unread_flags(arguments, task)
     tree, actions = _lay_flags_over(tree, arguments, task, world, notices)
-    tree = join(tree, [parse_override(word) for word in arguments.settings])
+    tree = join(tree, [parse_override(word) for word in words])
     tree = fill_placeholders(tree, placeholders)
     _refuse_unfilled(tree)
     return Plan(tree, processes, notices, actions)

@@ -42,7 +42,7 @@ def make_parser() -> Parser:
     )
     what = parser.add_argument_group("what to do")
     what.add_argument("--task", help="a row of the task table; 'list' prints the table")
-    what.add_argument("--config", help="YAML file, ours or an original system's; absent: the task's default")
+    what.add_argument("--config", "--cfg", help="YAML file, ours or an original system's; absent: the task's default")
     what.add_argument("--output_dir", help="folder for everything that the run writes")
     what.add_argument("--evaluate", action="store_true", help="evaluate the test split, no training")
     what.add_argument("--restart", action="store_true", help="start over instead of continuing from output_dir")
@@ -51,7 +51,9 @@ def make_parser() -> Parser:
         "settings", nargs="*", metavar="key=value", help="any setting of the configuration, as optim.lr=1e-5"
     )
     values = parser.add_argument_group("settings with a name of their own")
-    values.add_argument("--checkpoint", help="weights to start from: ours, or a released file of an original system")
+    values.add_argument(
+        "--checkpoint", "--ckpt_path", help="weights to start from: ours, or a released file of an original system"
+    )
     values.add_argument("--bs", type=int, metavar="N", help="training batch over all processes")
     values.add_argument("--epoch", type=int, metavar="N", help="epochs to train")
     values.add_argument("--lr", type=float, help="learning rate")
@@ -68,11 +70,11 @@ def make_parser() -> Parser:
     start.add_argument(
         "--dist", metavar="WHERE", help="1 all GPUs here, all nodes, f4 / l4 first / last four GPUs, gpuN"
     )
-    start.add_argument("--nproc", type=int, metavar="N", help="processes on this machine")
+    start.add_argument("--nproc", "--nproc_per_node", type=int, metavar="N", help="processes on this machine")
     start.add_argument("--nnodes", type=int, metavar="N", help="machines")
     start.add_argument("--node_rank", "--rank", type=int, metavar="N", help="number of this machine")
     start.add_argument("--master_addr", metavar="HOST", help="the first machine")
-    start.add_argument("--port", type=int, help="port on the first machine")
+    start.add_argument("--port", "--master_port", type=int, help="port on the first machine; -1 takes a free one")
     start.add_argument("--device", metavar="LIST", help="GPUs to use: 0,2,3 or cN for 0 ... N-1")
     start.add_argument("--debug", action="store_true", help="autograd anomaly detection and full tracebacks")
     old = parser.add_argument_group("flags of the original systems")
@@ -83,6 +85,9 @@ def make_parser() -> Parser:
     for flag in ("--dist_url", "--world_size", "--distributed"):
         old.add_argument(flag, metavar="VALUE", help="accepted; the launcher's environment, or --dist, decides")
     old.add_argument("--load_ckpt_from", help="weights for nlvr_domain, skipping its first stage")
+    for flag in ("--exp_name", "--local_rank", "--local-rank"):
+        old.add_argument(flag, help=argparse.SUPPRESS)  # ZeroVL's launcher: the name of a log file, a worker's number
+    old.add_argument("--no-local-log", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -97,6 +102,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(words)
     if arguments.device == "cuda":  # R2D2's word for any GPU, which is taken without a flag
         arguments.device = None
+    arguments.port = None if arguments.port == -1 else arguments.port
     if arguments.task is None and arguments.config is None:
         parser.error("--task is missing; --task list prints what there is")
     return arguments

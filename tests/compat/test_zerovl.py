@@ -1,0 +1,84 @@
+"""ZeroVL's commands: its files, its published names, its overrides beside ours."""
+
+from pathlib import Path
+
+import pytest
+
+from compat.command import settle
+from compat.command_line import parse
+from compat.processes import Processes
+from compat.zerovl_defaults import PUBLISHED
+from configs.schema import Config
+from tasks import DEFAULT_CONFIG
+from utils.config import ConfigError, build
+
+ROOT = Path(__file__).resolve().parents[2]
+YAML = """\
+runner: {name: clip_bsgs}
+data:
+  batch_size: 64
+  batch_size_train: 16
+  train_type: debias
+  train_name: [toy]
+  valid_name: [toy]
+  data_path: %s
+optim:
+  param:
+    betas: !!python/tuple [0.9, 0.98]
+    eps: 1.0e-6
+    weight_decay: 0.001
+  param_group_rules: {norms: {regex: 'LayerNorm\\.weight', param: {weight_decay: 0.0}}}
+loss: {name: MixUpNCE}
+ckpt: {external_resume: old.pth, only_load_image_encoder: true}
+"""
+
+
+def config_of(*words: str, notices: list | None = None) -> Config:
+    plan = settle(parse(["--task", "clip", *words]), Processes(), DEFAULT_CONFIG, ROOT)
+    return build(Config, plan.tree)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_file_that_is_absent_says_what_ours_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = config_of("--cfg", f"./configs/clip/{name}", "--output_dir", "x")
+    assert theirs == config_of("--config", str(ROOT / "configs/zerovl" / name), "--output_dir", "x")
+
+
+def test_a_users_file_is_read_with_its_tuple_tag(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(YAML % tmp_path)
+    config = config_of("--cfg", str(path), "data.batch_size=128", "optim.lr.init=1", "train.max_steps=5")
+    assert config.data.batch_size == 16 and config.train.accumulate == 8 and config.train.accumulate_decoupled
+    assert config.data.batches_per_draw == 8 and config.optim.lr == 1.0 and config.train.max_steps == 5
+    assert config.data.train.files == {"toy": [f"{tmp_path}/toy/train_anno.csv"]}
+    assert config.optim.rules[0].match == r"norm\.weight" and config.optim.betas == [0.9, 0.98]
+    assert config.init.checkpoint == "old.pth" and config.init.only == ["image_encoder", "image_projection"]
+    assert config.objectives["mixup"].objective.name == "nce"
+
+
+def test_overrides_in_the_originals_keys_reach_our_file(tmp_path):
+    config = config_of("--cfg", "configs/zerovl/zerovl_dga.yaml", "runner.val_interval=3", "loss.smoothing=0.1")
+    assert config.train.eval_every_epochs == 3 and config.objectives["mixup"].objective.smoothing == 0.1
+    assert config_of("--config", str(ROOT / "configs/zerovl/zerovl.yaml"), "data.batch_size=7").data.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optm.lr.init=1e-3"], "unknown key 'optm'"),
+        (["loss.name=Triplet"], "loss.name must be one of NCE, MixUpNCE; found Triplet"),
+        (["data.batch_size=100", "runner.name=clip_bsgs"], "data.batch_size 100 is not a multiple of"),
+        (["loss.extra_losses=[a]"], "loss.extra_losses must be empty"),
+    ],
+)
+def test_wrong_words_are_told(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        config_of("--cfg", "configs/clip/zerovl.yaml", *words)
+
+
+def test_flags_of_the_launcher_and_the_evaluation_tool_are_ours_too():
+    words = ["--task=clip", "--cfg=x.yaml", "--ckpt_path=y.pth", "--nproc_per_node=8", "--master_port=-1"]
+    arguments = parse([*words, "--exp_name=run", "--no-local-log"])
+    assert (arguments.config, arguments.checkpoint, arguments.nproc, arguments.port) == ("x.yaml", "y.pth", 8, None)
