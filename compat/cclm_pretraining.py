@@ -50,7 +50,7 @@ def pretraining_settings(original: Original, world_size: int) -> dict[str, Any]:
         "data.train": {"name": "captioned_images"} | _captions(original, "train_file", images, is_one_to_k, has_two),
         "data.drop_last": None if is_one_to_k else False,
         **{f"data.{key}": value for key, value in _amounts(original, "images", images, world_size).items()},
-        **_streams(original, world_size, objectives),
+        **_streams(original, world_size),
     }
 
 
@@ -104,7 +104,7 @@ def _amounts(original: Original, name: str, section: dict[str, Any], world_size:
     }
 
 
-def _streams(original: Original, world_size: int, of_images: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _streams(original: Original, world_size: int) -> dict[str, dict[str, Any]]:
     """What is trained on beside the images: only sections whose file lists are not empty."""
     sections = {
         "parallel": ("train_file_text", "texts_para", TEXT_KEYS, _parallel),
@@ -117,14 +117,14 @@ def _streams(original: Original, world_size: int, of_images: dict[str, Any]) -> 
         section = original.section(key, known)
         if not original.get(files):
             continue
-        stream = translate(original, section, of_images)
+        stream = translate(original, section)
         if most := stream["train"].get("max_images"):
             stream["train"]["max_images"] = most * world_size
         streams[f"streams.{name}"] = _given(stream | _amounts(original, key, section, world_size))
     return streams
 
 
-def _parallel(original: Original, section: dict[str, Any], of_images: dict[str, Any]) -> dict[str, Any]:
+def _parallel(original: Original, section: dict[str, Any]) -> dict[str, Any]:
     is_joined = bool(original.get("use_tlm"))
     train = {
         "name": "parallel_text",
@@ -138,13 +138,13 @@ def _parallel(original: Original, section: dict[str, Any], of_images: dict[str, 
     return {"train": _given(train), "objectives": objectives, "probability": section.get("iter_perc")}
 
 
-def _mono(original: Original, section: dict[str, Any], of_images: dict[str, Any]) -> dict[str, Any]:
-    objectives = {name: value for name, value in of_images.items() if name != "ttc"}
+def _mono(original: Original, section: dict[str, Any]) -> dict[str, Any]:
+    objectives = {"itc": GATHERED, "itm": {}, "mlm": {}}
     train = {"name": "captioned_images"} | _captions(original, "train_file_mono", section, False, False)
     return {"train": train, "objectives": objectives, "probability": section.get("iter_perc")}
 
 
-def _regions(original: Original, section: dict[str, Any], of_images: dict[str, Any]) -> dict[str, Any]:
+def _regions(original: Original, section: dict[str, Any]) -> dict[str, Any]:
     train = {
         "name": "regions",
         "files": original.node("train_file_regions"),

@@ -14,9 +14,12 @@ from PIL import Image
 
 import run
 from configs.schema import Config, load_settings
+from dataset import DATASETS
+from dataset.files import join_path
 from models.model import Model
 from objectives import OBJECTIVES
 from objectives.step import Step
+from tests.dataset.toy import preprocessing
 from tests.tiny import build_model, make_batch
 from tests.toy_ccrk import toy_settings, write_toy_data
 from utils.checkpoint import write_weights
@@ -155,9 +158,28 @@ def test_the_records_train_and_evaluate(examples, train, evaluated, capsys):
     assert "image -> text" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "number, kind, language, images",
+    [
+        (5, "xvnli", "en", ["images/flickr30k-images/123.jpg"]),
+        (6, "nlvr", "en", ["images/nlvr2/dev-0-0-img0.png", "images/nlvr2/dev-0-0-img1.png"]),
+        (7, "nlvr", "id", [f"images/marvl-images/id/images/82-Gitar/82-{n}.jpg" for n in (3, 7)]),
+        (8, "questions", "en", ["images/gqa/n1.jpg"]),
+        (9, "questions", "de", ["images/gqa/n1.jpg"]),
+    ],
+)
+def test_the_records_of_a_labelled_layout_are_read(tmp_path, number, kind, language, images):
+    (tmp_path / "records.json").write_text(blocks("json")[number], encoding="utf-8")
+    config = DATASETS.load(kind).Config({language: str(tmp_path / "records.json")})
+    dataset = DATASETS.load(kind)(config, preprocessing())
+    assert dataset.num_records == len(dataset) == 2 and not dataset.skipped
+    part = dataset.parts[language]
+    assert [join_path(root, value) for value, root in part.read(0).images] == images
+
+
 def test_the_streams_of_the_readme_train_on_its_records(examples, capsys):
     names = {"pairs": "parallel", "regions": "regions", "german": "german"}
-    for name, block in zip(names, blocks("json")[5:], strict=True):
+    for name, block in zip(names, blocks("json")[-3:], strict=True):
         (examples / f"{name}.jsonl").write_text(block, encoding="utf-8")
     own_config(examples)
     streams = next(block for block in blocks("yaml") if block.startswith("# streams.yaml"))
