@@ -15,7 +15,7 @@ import torch
 
 from dataset.augment import OPERATIONS, random_augment
 from dataset.batch import ImageTextBatch, Regions, Skipped, pad_texts
-from dataset.boxes import draw_crop_around, place, read_box, visible_part
+from dataset.boxes import draw_crop_around, place, read_box, read_numbers, visible_part
 from dataset.decode import open_image
 from dataset.directions import DIRECTION_WORDS, Directions
 from dataset.files import BadRecord
@@ -231,9 +231,11 @@ class RegionImages:
         """The picture of a record and all its texts."""
         record = self.records.read(number)
         value = find_image(record, self.config.image_key)
+        elements, captions = read_elements(record), []
+        for element in elements:
+            read_numbers(element["bb"])
         described = [record] if record.get(self.config.caption_key) else []
-        captions = []
-        for element in described + read_elements(record):
+        for element in described + elements:
             sets = element.get(self.config.caption_key)
             for each in sets if isinstance(sets, list) and sets else [sets]:
                 one = captions_by_language({self.config.caption_key: each}, self.config.caption_key, None)
