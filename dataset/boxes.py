@@ -37,17 +37,12 @@ def _span(start: float, length: float, patch: float, grid: int) -> slice:
     return slice(first, min(max(math.ceil((start + length) / patch), first + 1), grid))
 
 
-def read_numbers(value: Any) -> list[int]:
-    """x, y, width and height of a record's box in whole pixels; BadRecord if they are none."""
+def read_box(value: Any, height: int, width: int) -> Box:
+    """The box [x, y, width, height] of a record in whole pixels; BadRecord if it is none or leaves the picture."""
     numbers = value if isinstance(value, list) and len(value) == 4 else [None]
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise BadRecord("broken box", f"found {str(value)[:60]}; allowed: [x, y, width, height] in pixels")
-    return [int(number) for number in numbers]
-
-
-def read_box(value: Any, height: int, width: int) -> Box:
-    """The box of a record; BadRecord if it is none or leaves the picture of that size."""
-    left, top, w, h = read_numbers(value)
+    left, top, w, h = (int(number) for number in numbers)
     if left < 0 or top < 0 or w < 1 or h < 1 or left + w > width or top + h > height:
         raise BadRecord("box outside the image", f"found {value}; the image has {width} x {height} pixels")
     return Box(top, left, h, w)

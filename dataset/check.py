@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,8 +122,23 @@ class Picture:
 
     digest: int
     num_bytes: int = 0
-    side: int = 0  # the shorter one, in pixels
+    height: int = 0
+    width: int = 0
     problem: tuple[str, str] | None = None
+
+    @property
+    def side(self) -> int:
+        """The shorter one, in pixels."""
+        return min(self.height, self.width)
+
+    def judged_by(self, check_size: Callable[[int, int], None]) -> Picture:
+        """The same, or what is wrong with a record whose picture has this size."""
+        try:
+            if self.problem is None:
+                check_size(self.height, self.width)
+        except BadRecord as error:
+            return Picture(0, problem=(error.reason, str(error.detail)))
+        return self
 
 
 def digest_of(content: bytes | str) -> int:
@@ -154,7 +169,7 @@ class Checker(Dataset):
                 count.note(number, Skipped(where, error.reason, str(error.detail)))
                 count.units, count.bad = count.units + 1, count.bad + 1
                 continue
-            pictures = [self._picture(value, root) for value, root in contents.images]
+            pictures = [self._picture(*image).judged_by(contents.check_size) for image in contents.images]
             self._count_pictures(count, number, pictures)
             usable = self._count_captions(count, number, contents, texts)
             _count_units(count, contents, usable, all(picture.problem is None for picture in pictures))
@@ -184,7 +199,7 @@ class Checker(Dataset):
             image.decode(COARSE)
         except BadRecord as error:
             return Picture(0, problem=(error.reason, str(error.detail)))
-        return Picture(digest_of(data), len(data), min(image.height, image.width))
+        return Picture(digest_of(data), len(data), image.height, image.width)
 
     def _count_pictures(self, count: Count, number: int, pictures: list[Picture]) -> None:
         for picture in pictures:

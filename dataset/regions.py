@@ -15,7 +15,7 @@ import torch
 
 from dataset.augment import OPERATIONS, random_augment
 from dataset.batch import ImageTextBatch, Regions, Skipped, pad_texts
-from dataset.boxes import draw_crop_around, place, read_box, read_numbers, visible_part
+from dataset.boxes import draw_crop_around, place, read_box, visible_part
 from dataset.decode import open_image
 from dataset.directions import DIRECTION_WORDS, Directions
 from dataset.files import BadRecord
@@ -232,8 +232,6 @@ class RegionImages:
         record = self.records.read(number)
         value = find_image(record, self.config.image_key)
         elements, captions = read_elements(record), []
-        for element in elements:
-            read_numbers(element["bb"])
         described = [record] if record.get(self.config.caption_key) else []
         for element in described + elements:
             sets = element.get(self.config.caption_key)
@@ -246,6 +244,7 @@ class RegionImages:
             image_id=image_key(value),
             needed="any",
             clean=self.preprocessing.clean,
+            check_size=lambda height, width: [read_box(element["bb"], height, width) for element in elements],
         )
 
     def _phrase(self, element: dict[str, Any], generator: np.random.Generator) -> Phrase:

@@ -75,7 +75,8 @@ class Contents:
     of every text that a model may see, uncleaned; None for one that should be there and is not. `image_id`: what
     records of the same picture share. `needed`: the record is one sample that needs `all` its captions or `any` of
     them, or `each` caption is a sample of its own; one without pictures and captions is left out on purpose.
-    `clean` is what sampling does to a caption.
+    `clean` is what sampling does to a caption. `check_size` raises BadRecord where the record does not fit a picture of
+    this height and width.
     """
 
     images: list[tuple[Any, str]] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Contents:
     image_id: str = ""
     needed: Literal["all", "any", "each"] = "each"
     clean: Callable[[Any, int], str] = field(default_factory=lambda: clean)
+    check_size: Callable[[int, int], None] = lambda height, width: None
 
 
 class DescribedDataset(Protocol):

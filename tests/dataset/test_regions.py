@@ -189,3 +189,10 @@ def test_a_description_holds_every_text(tmp_path):
     assert len(contents.images) == 1
     assert contents.captions == [("und", "a table"), ("en", "red mug"), ("de", "rote Tasse"), ("en", "plate"),
                                  ("de", "Teller")]  # fmt: skip
+
+
+def test_a_description_refuses_pictures_that_its_boxes_leave(tmp_path):
+    contents = open_dataset(tmp_path, [record()]).describe(0)
+    contents.check_size(18, 24)
+    with pytest.raises(BadRecord, match="box outside the image; found .* the image has 12 x 18 pixels"):
+        contents.check_size(18, 12)
