@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.batch import TextBatch
@@ -38,7 +39,7 @@ def rank_answers(
     beginning = decoder.begin(answers.ids[0, 0], keys)
     first = first_word_log_probability(decoder, beginning.tokens, answers.ids[:, 1])  # (S, A)
     num_candidates = min(num_candidates, len(answers))
-    # Like the original's, candidates come by probability: equal ones must fall out alike.
+    # As in the original both choices are by probability, so that equal ones fall out alike.
     candidates = first.exp().topk(num_candidates, dim=1).indices  # (S, K)
     first = first.gather(1, candidates)
     chosen = candidates.flatten().cpu()  # (S * K,)
@@ -50,15 +51,17 @@ def rank_answers(
     target = answers.ids[candidates.flatten(), 2:].flatten()[place]
     later = _log_probability(decoder, rows.tokens, target)  # (R,)
     sums = later.new_zeros(len(chosen)).index_add_(0, place // words.shape[1], later).view_as(first)
-    probability, order = (2 * first + sums).softmax(dim=1).sort(dim=1, descending=True)
+    probability, order = (2 * first + sums).softmax(dim=1).topk(num_candidates, dim=1)
     return RankedAnswers(candidates.gather(1, order), probability)
 
 
 def first_word_log_probability(decoder: AnswerDecoder, tokens: Tensor, first: Tensor) -> Tensor:
     """Log probabilities of the words `first` (A,) after the begin marks tokens (S, D), among all words: (S, A)."""
     weight, bias = decoder.word_weight, decoder.head.bias
-    chosen = torch.nn.functional.linear(tokens, weight[first], bias[first]).float()  # (S, A)
-    return chosen - log_normaliser(tokens, weight, bias)[:, None]
+    # Answers that begin alike get one number, not one that differs in the last bit by its place in a product.
+    words, place = first.unique(return_inverse=True)
+    logits = F.linear(tokens, weight[words], bias[words]).float()
+    return (logits - log_normaliser(tokens, weight, bias)[:, None])[:, place]
 
 
 def _log_probability(decoder: AnswerDecoder, tokens: Tensor, target: Tensor) -> Tensor:

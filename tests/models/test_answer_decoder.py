@@ -7,7 +7,7 @@ from bench import plain
 from bench.answers import make_answers
 from models.text_encoder import TextState
 from objectives.answering import answer_loss
-from tasks.answer_ranking import rank_answers
+from tasks.answer_ranking import first_word_log_probability, rank_answers
 from tests.models.test_plain_twins import without_dropout
 from tests.tiny import VOCAB, build_model, make_texts
 
@@ -67,6 +67,16 @@ def test_a_row_does_not_see_what_follows():
     states = [TextState(rows.tokens, rows.packing).padded() for rows in (first, second)]
     torch.testing.assert_close(states[0][:, :4], states[1][:, :4])
     assert not torch.allclose(states[0][:, 4:], states[1][:, 4:])
+
+
+@torch.no_grad()
+def test_answers_that_begin_alike_are_equally_probable_candidates():
+    decoder, questions, *_ = decoder_and_questions()
+    first = torch.randint(4, 9, (301,), generator=torch.Generator().manual_seed(0))
+    row = decoder.begin(torch.tensor(0), decoder.project(questions)).tokens
+    found = first_word_log_probability(decoder, row, first)
+    for word in first.unique():
+        assert (found[:, first == word] == found[:, first == word][:, :1]).all()
 
 
 @torch.no_grad()
