@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compat import cclm_weights, swin
 from compat.cclm_sizes import model_section
+from compat.layout import to_ours
 from models import IMAGE_ENCODERS
 from models.model import Model
 from models.packing import pack
@@ -96,9 +97,10 @@ def text_model(case: Case) -> tuple[Model, dict[str, Any]]:
     tree["image_encoder"] |= {"width": overrides["encoder_width"], "num_layers": 1, "num_heads": 1}
     model = Model(build(Model.Config, tree)).eval()
     state = {f"text_encoder.{name}": value for name, value in case.state.items()}
-    ours = cclm_weights.from_checkpoint(state | {"vision_encoder.pos_embed": torch.zeros(1, 197, 1)}, tree)
-    assert not ours.unexpected and not [name for name in ours.missing if name.startswith("text_encoder.")]
-    absent = model.load_state_dict({n: v for n, v in ours.state.items() if not n.startswith("image_")}, strict=False)
+    ours, missing, unused = to_ours(state, cclm_weights.entries(tree, "pretrain"))
+    assert not [name for name in missing if name.startswith("text_encoder.")]
+    assert all("position_ids" in name or ".decoder." in name for name in unused), unused
+    absent = model.load_state_dict(ours, strict=False)
     assert not [name for name in absent.missing_keys if name.startswith(("text_encoder.", "text_fusion.", "masked"))]
     return model, tree
 
