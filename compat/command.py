@@ -39,7 +39,8 @@ def place_output(arguments: Namespace) -> str | None:
     address = arguments.output_dir
     if not address or not is_remote(address):
         return None
-    arguments.output_dir = f"output/{address.rstrip('/').rpartition('/')[2]}"
+    # The whole address: two runs of the same last name must not share a folder.
+    arguments.output_dir = f"output/{address.rstrip('/').replace('://', '/')}"
     return address
 
 
@@ -85,6 +86,7 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     tree = join(tree, [parse_override(word) for word in words])
     tree = fill_placeholders(tree, placeholders)
     _refuse_unfilled(tree)
+    notices += _notice_of_unused_shots(tree, placeholders)
     return Plan(tree, processes, notices, actions)
 
 
@@ -152,7 +154,10 @@ def _named_config(
     # Flags of CCRK's own tell its commands from CCLM's, which have the same names.
     prefers = "ccrk" if arguments.ft_para or arguments.pret_para or arguments.model == "ccrk" else ""
     prefers = "cclm" if (task or "").startswith("pretrain_cclm") else prefers
-    count = lambda name: count_data_files(root / name)  # noqa: E731
+
+    def count(name: str) -> int:
+        return count_data_files(root / name)
+
     if arguments.config:
         path = _locate(local_copy(arguments.config), root)
         ours = OUR_CONFIG.get(path.name)
@@ -178,6 +183,15 @@ def count_data_files(path: Path) -> int:
     files = [section.get("files") or [] for section in sections if isinstance(section, dict)]
     names = [name for group in files for name in (group.values() if isinstance(group, dict) else group)]
     return sum(isinstance(name, str) and Path(name).exists() for name in names)
+
+
+def _notice_of_unused_shots(tree: Node, placeholders: Mapping[str, str]) -> list[str]:
+    """Some few-shot files have one number of shots only, so that a number on the command line changes nothing."""
+    shots = placeholders.get("shots")
+    files = (plain(tree).get("data", {}).get("train") or {}).get("files")
+    if shots is None or shots in str(files):
+        return []
+    return [f"--fewshot: the training file is {files}; the number of shots, {shots}, is not used"]
 
 
 def _refuse_unfilled(tree: Node) -> None:

@@ -211,9 +211,9 @@ def test_a_remote_output_folder_is_filled_and_gone_on_from(command, world, memor
     every = [*words.split(), *SIZES, *FEW[:2]]
     assert run.main(every) == 0
     assert memory.exists("/out/far/checkpoints/LAST") and memory.exists("/out/far/report.html")
-    (world / "output/far").rename(world / "output/gone")
+    (world / "output/memory/out/far").rename(world / "output/gone")
     assert run.main(every) == 0  # another machine: nothing is left to train
-    lines = (world / "output/far/metrics.jsonl").read_text().splitlines()
+    lines = (world / "output/memory/out/far/metrics.jsonl").read_text().splitlines()
     before = (world / "output/gone/metrics.jsonl").read_text().splitlines()
     assert [line for line in lines if '"train"' in line] == [line for line in before if '"train"' in line]
 

@@ -112,6 +112,11 @@ def test_a_few_shot_file_needs_to_know_language_and_shots():
         settled("--task xflickrco --config configs/ccrk/xflickrco_fewshot.yaml")
 
 
+def test_a_number_of_shots_that_no_file_has_a_place_for_is_told():
+    assert "the number of shots, 48, is not used" in settled("--task nlvr --fewshot id,48").notices[0]
+    assert settled("--task nlvr --fewshot id").notices == settled("--task xvnli --fewshot ar,48").notices == []
+
+
 def test_flags_that_nothing_reads_are_told():
     notices = settled("--task wit --load_ckpt_from a.th").notices
     assert "--load_ckpt_from is read by the task nlvr_domain only" in notices[0]

@@ -69,8 +69,11 @@ def _copy_here(system: Any, names: dict[str, str], place: Path) -> None:
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             system.get_file(source, str(temporary / target))
         temporary.chmod(0o755)
-        if not place.is_dir():  # another process may have been faster
+        try:
             os.replace(temporary, place)
+        except OSError:
+            if not place.is_dir():  # another process was faster
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
