@@ -70,24 +70,42 @@ class Rosetta:
             return self._encode_text(texts).embed
 
     def score(self, images: Images, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`similarity` (M, T) and, with a fusion stack, `match` (M, T): the probability that image and text belong
-        together.
-        """
+        """The same as `score_pairs`, for every image with every text: (M, T) each."""
         import torch
 
-        from tasks.rerank import Candidates, rerank
+        every = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts)))
+        scores = self.score_pairs(images, texts, every)
+        return {name: values.view(len(images), len(texts)) for name, values in scores.items()}
+
+    def score_pairs(self, images: Images, texts: Sequence[str], pairs: Tensor) -> dict[str, Tensor]:
+        """Numbers (P,) of pairs (P, 2) of image and text, on the CPU: `similarity`, the cosine; `probability`, its
+        softmax over the texts that meet the same image, sharpened by the model's temperature.
+
+        With a fusion stack also `match`, the probability that they belong together: the mean of `match_text` and
+        `match_image` where there are two stacks (R2D2).
+        """
+        import torch
 
         self._require_common_space()
         with torch.inference_mode():
             image, text = self._encode_image(images), self._encode_text(texts)
-            similarity = image.embed @ text.embed.T
-            if not self.model.has_fusion:
-                return {"similarity": similarity}
-            every = torch.ones_like(similarity, dtype=torch.bool)
-            logit = rerank(
-                self.model, lambda own: image.tokens[own], text, Candidates(every, every), is_probability=True
-            )
-            return {"similarity": similarity, "match": logit}
+            similarity = (image.embed @ text.embed.T).float().cpu()[pairs[:, 0], pairs[:, 1]]
+            scores = {"similarity": similarity, "probability": self._softmax_by_image(similarity, pairs)}
+            return scores | (self._match(image.tokens, text, pairs) if self.model.has_fusion else {})
+
+    def _softmax_by_image(self, similarity: Tensor, pairs: Tensor) -> Tensor:
+        weight = ((similarity - similarity.max()) / self.model.temperature().float().cpu()).exp()
+        total = weight.new_zeros(int(pairs[:, 0].max()) + 1).index_add(0, pairs[:, 0], weight)
+        return weight / total[pairs[:, 0]]
+
+    def _match(self, tokens: Tensor, texts: Any, pairs: Tensor) -> dict[str, Tensor]:
+        from tasks.rerank import score_stacks
+
+        order = pairs[:, 0].argsort(stable=True)
+        scores = score_stacks(self.model, lambda own: tokens[own], texts, pairs[order], is_probability=True)
+        scores = scores.cpu()[order.argsort()]  # (P, S)
+        stacks = zip(("match_text", "match_image"), scores.T) if scores.shape[1] > 1 else ()
+        return {"match": scores.mean(dim=1), **dict(stacks)}
 
     def _require_common_space(self) -> None:
         if not self.model.has_common_space:

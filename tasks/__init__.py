@@ -48,6 +48,7 @@ TOOLS = Registry(
     "tool",
     {
         "check_data": "tasks.check_data:CheckData",
+        "score": "tasks.score:Score",
         "translate": "tasks.translate:Translate",
     },
 )

@@ -92,6 +92,17 @@ def test_both_stacks_equal_the_plain_ones(lengths, is_reused):
         torch.testing.assert_close(side, form(model, hidden, mask[text], tokens[image]), atol=1e-5, rtol=1e-5)
 
 
+def test_both_stacks_run_in_bf16_where_rows_are_added():
+    model = build_model(**TWO_STACKS).eval()
+    ids, _ = make_texts(LENGTHS)
+    tokens, image, text = torch.randn(3, 5, 24), torch.tensor([0, 2, 1]), torch.tensor([5, 0, 3])
+    exact = model.pair_logits(model.image_side(tokens), model.text_side(model.encode_text(ids, LENGTHS)), image, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        sides = model.image_side(tokens, is_reused=True), model.text_side(model.encode_text(ids, LENGTHS))
+        half = model.pair_logits(*sides, image, text)
+    torch.testing.assert_close(half, exact, atol=0.05, rtol=0.05)
+
+
 def test_gradients_of_both_stacks_equal_the_plain_ones():
     model = build_model(text_encoder=without_dropout(), **TWO_STACKS).train()
     ids, mask = make_texts(LENGTHS)

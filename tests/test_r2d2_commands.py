@@ -1,0 +1,128 @@
+"""R2D2's fine-tuning commands end to end on its data in the documented layout: 1 and 2 processes, resume, bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import run
+from tests import toy_r2d2
+from tests.toy_r2d2 import ROOT, SIZES, STACKS
+from utils.checkpoint import read_weights
+
+COMMON = [*SIZES, *STACKS, "data.batch_size=6", "train.save_every_steps=2"]
+RETRIEVAL = ["--task", "r2d2_retrieval", "--checkpoint", "r2d2.pth", *COMMON, "evaluation.report_queries=1"]
+MATCHING = ["--task", "r2d2_matching", "--checkpoint", "r2d2.pth", *COMMON, "train.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("r2d2")
+    toy_r2d2.write_world(folder)
+    toy_r2d2.write_checkpoint(folder / "r2d2.pth")
+    return folder
+
+
+def start(world, words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "run.py"), *words]
+    return subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=False)
+
+
+def config_of(name):
+    return ["--config", str(ROOT / "configs" / "r2d2" / f"{name}.yaml")]
+
+
+def metrics_of(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+
+
+def weights_of(folder):
+    return load_file(Path(folder) / "checkpoints" / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["flickr_cna_base", "iqr_base", "icr_base"])
+def test_retrieval_is_fine_tuned_and_tested(world, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(world)
+    words = [*RETRIEVAL, *config_of(name), "--epoch", "1", "--output_dir", str(tmp_path)]
+    assert run.main(words) == 0
+    found = metrics_of(tmp_path)
+    assert set(found["test"]["zh"]) == set(found["test"]["mean"]) and "r_mean" in found["test"]["mean"]
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("itc" in str(record) and "itm" in str(record) for record in losses)
+
+
+@pytest.mark.parametrize("name", ["iqm_base", "icm_base"])
+def test_matching_is_fine_tuned_and_tested_by_auc(world, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(world)
+    assert run.main([*MATCHING, *config_of(name), "--epoch", "1", "--output_dir", str(tmp_path)]) == 0
+    assert 0 <= metrics_of(tmp_path)["test"]["zh"]["auc"] <= 100
+    start_weights, end = read_weights(world / "r2d2.pth")["model"], weights_of(tmp_path)
+    assert torch.equal(end["model.image_projection.weight"], start_weights["vision_proj.weight"])
+    assert not torch.equal(end["model.image_match_head.weight"], start_weights["itm_head_i.weight"])
+
+
+@pytest.mark.parametrize(("words", "name", "num_processes"), [(RETRIEVAL, "iqr_base", 2), (MATCHING, "iqm_base", 2)])
+def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(world, tmp_path, words, name, num_processes):
+    words = [*words, *config_of(name), "--epoch", "2", "train.eval_every_epochs=0", "train.keep_checkpoints=9"]
+    words += ["--nproc", str(num_processes), "--output_dir", str(tmp_path)]
+    run_to_end(world, words)
+    expected = weights_of(tmp_path)
+    back_to(tmp_path, 2)
+    run_to_end(world, words)
+    found = weights_of(tmp_path)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def run_to_end(world, words):
+    done = start(world, words)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def back_to(output, step):
+    """The output folder as it was after a step: later checkpoints and the final numbers are gone."""
+    for path in (output / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
+    last = output / "checkpoints" / "last"
+    last.unlink()
+    last.symlink_to(str(step))
+    (output / "metrics.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "status"), [("retrieval", "--dry_run", 0), ("matching", "data.batch_size=none", 2)]
+)
+def test_scripts_check_their_settings_and_tell_the_truth(name, more, status):
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["sh", str(ROOT / f"train_r2d2_{name}.sh"), more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+
+
+def test_pictures_that_are_not_there_end_the_run_with_their_lines(world, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(world)
+    broken = tmp_path / "train.json"
+    lines = [json.dumps({"text": "t", "image_path": f"absent{k}.jpg"}) for k in range(12)]
+    broken.write_text("\n".join(lines), encoding="utf-8")
+    words = [
+        *RETRIEVAL,
+        *config_of("iqr_base"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        f"data.train.files={{zh: {broken}}}",
+    ]
+    assert run.main(words) == 1
+    assert "image file not found" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_picture_size_is_interpolated(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    words = [*RETRIEVAL, *config_of("iqr_base"), "model.image_encoder.image_size=64", "--evaluate"]
+    assert run.main([*words, "--output_dir", str(tmp_path)]) == 0
