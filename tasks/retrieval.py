@@ -72,6 +72,9 @@ class RetrievalEvaluation:
         batch_size_image: int = 64
         batch_size_text: int = 256
         precision: Precision = "fp32"
+        # Repeat the first captions up to a multiple of this, as ZeroVL's evaluation on so many processes does: its
+        # published numbers count them twice. 0: no caption counts twice. For `score: dual`.
+        repeat_to_multiple: int = 0
         report_queries: int = 4
         report_languages: list[str] = field(default_factory=list)
 
@@ -79,6 +82,8 @@ class RetrievalEvaluation:
             for name in ("num_candidates", "batch_size_image", "batch_size_text"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            if self.repeat_to_multiple < 0 or (self.repeat_to_multiple and self.score != "dual"):
+                raise ValueError(f"repeat_to_multiple {self.repeat_to_multiple} needs score: dual, found {self.score}")
 
     def __init__(self, config: Config, data: Any, output_dir: str) -> None:
         self.config, self.data, self.output_dir = config, data, Path(output_dir)
@@ -163,6 +168,11 @@ class RetrievalEvaluation:
         similarity = similarity.float()
         image_of_text = gallery.image_of_text.to(similarity.device)
         dual = retrieval_ranks(similarity, similarity.T, image_of_text)
+        if self.config.repeat_to_multiple:
+            padded, of_text = repeat_first(similarity, image_of_text, self.config.repeat_to_multiple)
+            sides = retrieval_ranks(padded, padded.T, of_text)
+            ranks = LanguageRanks(*(side.cpu() for side in sides), of_text.cpu(), gallery.image_paths)
+            return ranks, ranks, []
         fused, order = dual, similarity
         if candidates is not None:
             i2t = scores.masked_fill(~candidates.of_images, -torch.inf)
@@ -314,6 +324,12 @@ def _in_order(state: TextState, numbers: list[int]) -> TextState:
     """The texts in the gallery's order; text k of the state has number numbers[k]."""
     place = torch.tensor(numbers).argsort()
     return state.select(place)
+
+
+def repeat_first(similarity: Tensor, image_of_text: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """similarity (M, T) and image_of_text (T,) with the first texts again, so that T is a multiple."""
+    place = torch.arange(-(-len(image_of_text) // multiple) * multiple, device=similarity.device) % len(image_of_text)
+    return similarity[:, place], image_of_text[place]
 
 
 def _as_ranks(sides: tuple[Tensor, Tensor], gallery: Gallery) -> LanguageRanks:

@@ -125,7 +125,7 @@ def recall(ranks: Tensor, k: int) -> float:
 
 
 def recall_metrics(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10 of both directions in percent with their means, from ranks (M,) and (T,)."""
+    """R@1, R@5, R@10 of both directions in percent with their means and sum, from ranks (M,) and (T,)."""
     metrics = {f"txt_r{k}": recall(image_to_text, k) for k in RECALL_AT}
     metrics |= {f"img_r{k}": recall(text_to_image, k) for k in RECALL_AT}
     return _with_means(metrics)
@@ -135,6 +135,7 @@ def _with_means(metrics: dict[str, float]) -> dict[str, float]:
     for side in ("txt", "img"):
         metrics[f"{side}_r_mean"] = sum(metrics[f"{side}_r{k}"] for k in RECALL_AT) / len(RECALL_AT)
     metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2
+    metrics["rsum"] = sum(metrics[f"{side}_r{k}"] for side in ("txt", "img") for k in RECALL_AT)
     return metrics
 
 
