@@ -73,17 +73,32 @@ def test_a_step_updates_once_for_every_stream_it_takes_and_only_what_the_stream_
         assert moments[parameter]["step"].item() == counts[name] if parameter in moments else counts[name] == 0
 
 
-@pytest.mark.parametrize(("num_processes", "workers"), [(1, 1), (2, 0)])
-def test_a_killed_run_on_several_streams_ends_bit_equal(data, tmp_path, num_processes, workers):
+def test_two_processes_killed_on_several_streams_end_bit_equal(data, tmp_path):
     config = tmp_path / "c.yaml"
-    dump_yaml(stream_settings(data, epochs=5, eval_every_epochs=0), config)
-    words = [f"data.num_workers={workers}", f"streams.regions.num_workers={workers}"]
-    finish(start(config, tmp_path / "whole", num_processes, *words))
-    process = start(config, tmp_path / "killed", num_processes, *words)
-    kill_after_progress(process, tmp_path / "killed", random.Random(num_processes))
+    dump_yaml(stream_settings(data, epochs=3, eval_every_epochs=0, save_every_steps=3), config)
+    finish(start(config, tmp_path / "whole", 2, "streams.regions.num_workers=1"))
+    process = start(config, tmp_path / "killed", 2, "streams.regions.num_workers=1")
+    kill_after_progress(process, tmp_path / "killed", random.Random(2))
     assert log_of(tmp_path / "killed")[-1]["step"] < log_of(tmp_path / "whole")[-1]["step"]
-    finish(start(config, tmp_path / "killed", num_processes, *words))
+    finish(start(config, tmp_path / "killed", 2, "streams.regions.num_workers=1"))
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("last_step", [1, 4, 8])
+def test_a_run_that_breaks_off_on_several_streams_ends_bit_equal(data, tmp_path, monkeypatch, last_step):
+    settings = stream_settings(data, epochs=2, eval_every_epochs=0, save_every_steps=3)
+    make_trainer(settings, tmp_path / "whole").fit()
+
+    def break_off(trainer, step, batches, train_step=Trainer.train_step):
+        if step > last_step:
+            raise InterruptedError
+        return train_step(trainer, step, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Trainer, "train_step", break_off)
+        make_trainer(settings, tmp_path / "broken").fit()
+    make_trainer(settings, tmp_path / "broken").fit()
+    assert_equal_runs(tmp_path / "broken", tmp_path / "whole")
 
 
 def test_two_captions_of_an_image_meet_each_other(data, tmp_path):
