@@ -30,6 +30,7 @@ XLM_ROBERTA_LARGE = {
     "attention_probs_dropout_prob": 0.1,
     "pad_token_id": 1,
 }
+CLAMPED_TEMPERATURE = (0.001, 0.5)
 # Names of the same sizes in our text encoder.
 TEXT_SIZES = {
     "vocab_size": "vocab_size",
@@ -70,13 +71,23 @@ def model_section(
         "text_fusion": {"num_layers": num_layers - fusion_layer},
         "embed_dim": keys.get("embed_dim"),
         "shared_projection": keys.get("use_one_cl_proj_only"),
-        "temperature": {"initial": keys.get("temp"), "is_clamped": is_pretraining},
+        "temperature": {
+            "initial": _initial_temperature(keys.get("temp"), is_pretraining),
+            "is_clamped": is_pretraining,
+        },
         "has_masked_language_head": is_pretraining,
     }
     if keys.get("num_dec_layers"):  # question answering compares no images with texts
         section |= {"answer_decoder": {"num_layers": keys["num_dec_layers"]}}
         section |= {"projections": "none", "has_match_head": False}
     return _given(section)
+
+
+def _initial_temperature(value: float | None, is_clamped: bool) -> float | None:
+    """The original clamps what stands in its file before the first loss."""
+    if value is None or not is_clamped or not isinstance(value, (int, float)):
+        return value
+    return min(max(value, CLAMPED_TEMPERATURE[0]), CLAMPED_TEMPERATURE[1])
 
 
 def classifier_section(

@@ -69,7 +69,8 @@ class Temperature(nn.Module):
         is_learned: bool = True
 
         def __post_init__(self) -> None:
-            if not 0 < self.minimum <= self.initial <= self.maximum:
+            is_inside = self.minimum <= self.initial <= self.maximum or not self.is_clamped
+            if not (0 < self.minimum <= self.maximum and self.initial > 0 and is_inside):
                 raise ValueError(
                     f"need 0 < minimum <= initial <= maximum; found {self.minimum}, {self.initial}, {self.maximum}"
                 )

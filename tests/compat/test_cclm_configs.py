@@ -257,6 +257,12 @@ def test_a_probability_of_parallel_texts_and_languages_are_kept(tmp_path):
     assert (config.data.train.languages, config.data.train.missing_language) == (["en", "de"], "skip")
 
 
+def test_a_temperature_outside_of_the_range_is_clamped_in_pretraining_only(tmp_path):
+    assert pretraining(tmp_path, ("temp: 0.07", "temp: 0.9")).model.temperature.initial == 0.5
+    text = retrieval().replace("temp: 0.07", "temp: 0.9")
+    assert configuration(tmp_path, text, task="itr_coco").model.temperature.initial == 0.9
+
+
 def test_a_clip_tower_and_a_shared_projection(tmp_path):
     clip = ("use_clip_vit: False", "use_clip_vit: True"), ("use_swin: True", "use_swin: False")
     shared = ("use_one_cl_proj_only: False", "use_one_cl_proj_only: True")
