@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import fsspec
 
 from utils.config import ConfigError
 
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 30.0
 CACHE = "~/.cache/rosetta-vl/remote"
 # What only the continuing of a run needs: many gigabytes that a reader of weights does not fetch.
 TRAINING_STATE = ("training.pt", "ranks.pt")
@@ -130,12 +134,36 @@ class RemoteOutput:
             system, place = open_system(f"{self.address}/{self.LAST}")
             system.pipe_file(place, steps["last"].name.encode())
 
+    def send_checkpoints(self, left: Event, seconds: float) -> None:
+        """Until the run has left, send the folder whenever there is a new last checkpoint."""
+        last, sent = self.folder / "checkpoints" / "last", None
+        while not left.wait(seconds):
+            newest = last.resolve().name if last.exists() else sent
+            if newest == sent:
+                continue
+            try:
+                self.send()
+                sent = newest
+            except OSError as error:  # also a checkpoint that was pruned meanwhile: the next one comes
+                log.warning("%s: not sent, will be tried again: %s", self.address, error)
+
 
 @contextmanager
-def sent_when_left(address: str | None, folder: Path, *, is_main: bool) -> Iterator[None]:
-    """Whatever ends the block, an error or a signal too, the main process sends the output folder to its address."""
+def sent_when_left(
+    address: str | None, folder: Path, *, is_main: bool, seconds: float = SECONDS_BETWEEN_LOOKS
+) -> Iterator[None]:
+    """While the block runs, the main process sends every new checkpoint to the output folder's address, and at its end,
+    also by an error or a signal, everything.
+    """
+    if not (address and is_main):
+        yield
+        return
+    output, left = RemoteOutput(address, folder), Event()
+    sender = Thread(target=output.send_checkpoints, args=(left, seconds), daemon=True)
+    sender.start()
     try:
         yield
     finally:
-        if address and is_main:
-            RemoteOutput(address, folder).send()
+        left.set()
+        sender.join()
+        output.send()

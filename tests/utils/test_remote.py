@@ -1,8 +1,10 @@
+import time
+
 import fsspec
 import pytest
 
 from utils.config import ConfigError
-from utils.remote import RemoteOutput, is_remote, local_copy
+from utils.remote import RemoteOutput, is_remote, local_copy, sent_when_left
 
 
 @pytest.fixture
@@ -57,3 +59,17 @@ def test_an_output_folder_comes_back_on_another_machine(memory, tmp_path):
     assert (there / "checkpoints/last").resolve().name == "4"
     assert sorted(p.name for p in (there / "checkpoints/4").iterdir()) == ["model.safetensors", "training.pt"]
     assert (there / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_a_checkpoint_is_sent_while_the_run_goes_on_and_the_rest_when_it_fails(memory, tmp_path):
+    with pytest.raises(KeyboardInterrupt), sent_when_left("memory://out", tmp_path, is_main=True, seconds=0.01):
+        (tmp_path / "checkpoints/2").mkdir(parents=True)
+        (tmp_path / "checkpoints/2/model.safetensors").write_text("weights")
+        (tmp_path / "checkpoints/last").symlink_to("2")
+        deadline = time.monotonic() + 10
+        while not memory.exists("/out/checkpoints/LAST") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert memory.cat_file("/out/checkpoints/2/model.safetensors") == b"weights"
+        (tmp_path / "metrics.jsonl").write_text("late")
+        raise KeyboardInterrupt
+    assert memory.cat_file("/out/metrics.jsonl") == b"late"
