@@ -1,8 +1,20 @@
-import torch
+from unittest.mock import patch
 
-from objectives.matching import HardNegativeMatching, draw, match_loss, negative_weights
+import torch
+from torch.nn.functional import cross_entropy
+
+from objectives.matching import HardNegativeMatching, draw, global_match_logits, match_loss, negative_weights
 from objectives.step import Step, positive_text_weights
-from tests.tiny import build_model, make_batch
+from tests.parity.runners.common import run_on_ranks
+from tests.tiny import build_model, make_batch, model_tree
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
+TWO_STACKS = {
+    "image_fusion": {"num_layers": 2},
+    "match_head": "linear",
+    "has_masked_language_head": False,
+    "text_encoder": model_tree()["text_encoder"] | NO_DROPOUT,
+}
 
 
 def make_step(num_images: int, lengths: list[int]) -> Step:
@@ -30,6 +42,61 @@ def test_batch_of_one_picture_counts_its_positive_pair_alone():
     logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [5.0, 0.0]])
     only_positive = match_loss(logits, torch.tensor([True, False, False]))
     assert only_positive == torch.nn.functional.cross_entropy(logits[:1], torch.tensor([1]))
+
+
+def test_vanished_probabilities_fall_back_to_any_other_picture():
+    # At a temperature near zero the softmax of the true pair is 1 and all others are exactly 0.
+    similarity = torch.eye(3) / 1e-3
+    number = torch.arange(3)
+    weights = negative_weights(similarity, number, number, number, floor=0.0)
+    assert torch.equal(weights.image, 1 - torch.eye(3)) and torch.equal(weights.text, 1 - torch.eye(3))
+
+
+def test_a_batch_without_any_negative_is_told(caplog):
+    step = make_step(2, [3, 4])
+    step.batch.image_id[:] = 7
+    loss = HardNegativeMatching(HardNegativeMatching.Config(candidates="all", floor=0.0))(step)
+    assert torch.isfinite(loss)
+    assert "2 of 2 pictures have no negative in the batch" in caplog.text
+
+
+def test_class_weights_are_those_of_the_weighted_cross_entropy():
+    torch.manual_seed(0)
+    logits, label = torch.randn(6, 2, 2), torch.tensor([1, 1, 0, 0, 0, 0])
+    expected = sum(cross_entropy(side, label, weight=torch.tensor([1.0, 2.0])) for side in logits.unbind(1)) / 2
+    torch.testing.assert_close(match_loss(logits, torch.ones(6), (1.0, 2.0)), expected)
+
+
+def _losses_on(rank, num_ranks, expected):
+    model = build_model(**TWO_STACKS)
+    lengths, texts = [3, 6, 4, 2], 4 // num_ranks
+    whole = make_batch(lengths, 4)
+    own = slice(rank * texts, (rank + 1) * texts)
+    encoded = model.encode_text(whole.texts.ids[own], lengths[own])
+    batch = make_batch(lengths[own], texts)
+    step = Step(model, batch, model.encode_image(whole.images[own]), encoded)
+    negative_image, negative_text = torch.tensor([3, 3, 0, 1])[own], torch.tensor([1, 2, 3, 0])[own]
+    logits = global_match_logits(step, torch.arange(texts), negative_image, negative_text)
+    match_loss(logits, torch.ones(3 * texts)).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / num_ranks
+        if num_ranks > 1:
+            torch.distributed.all_reduce(found[name])
+    for name, gradient in (expected or {}).items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    return found
+
+
+def test_negatives_of_other_ranks_give_the_gradient_of_the_whole_batch():
+    run_on_ranks(_two_rank_losses, 2)
+
+
+def _two_rank_losses(rank):
+    with patch("utils.exchange.world_size", return_value=1), patch("utils.exchange.rank", return_value=0):
+        with patch("objectives.matching.exchange", lambda x, given, taken: x[:0]):
+            expected = _losses_on(0, 1, None)
+    _losses_on(rank, 2, expected)
 
 
 def test_positive_captions_are_the_image_s_own():

@@ -34,6 +34,25 @@ def test_scores_equal_one_query_at_a_time(k):
     torch.testing.assert_close(scores.where(candidates.of_texts, -100).T, of_texts, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("text_rows", [8192, 8])
+@pytest.mark.parametrize("k", [2, 100])
+@torch.no_grad()
+def test_scores_of_both_stacks_equal_repeated_pairs(monkeypatch, k, text_rows):
+    monkeypatch.setattr("tasks.rerank.TEXT_ROWS", text_rows)  # texts in one part, and in several
+    model = build_model(image_fusion={"num_layers": 2}, match_head="linear", has_masked_language_head=False).eval()
+    ids, mask = make_texts(LENGTHS)
+    images = model.encode_image(torch.randint(0, 256, (5, 3, 32, 32)).to(torch.uint8))
+    texts = model.encode_text(ids, LENGTHS)
+    candidates = choose_candidates(images.embed @ texts.embed.T, k)
+    scores = rerank(model, lambda own: images.tokens[own], texts, candidates, is_probability=True)
+    hidden = plain.encode_text(model.text_encoder, ids, mask)
+    wanted = candidates.of_images | candidates.of_texts
+    image, text = wanted.nonzero().T
+    expected = plain.match_probability(model, hidden[text], mask[text], images.tokens[image])
+    torch.testing.assert_close(scores[image, text], expected, atol=1e-5, rtol=1e-5)
+    assert scores[~wanted].eq(-torch.inf).all()
+
+
 @torch.no_grad()
 def test_pair_that_both_directions_want_is_scored_once():
     model = build_model().eval()
