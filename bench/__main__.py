@@ -24,7 +24,8 @@ PROGRAMS = {
     "A11": "bench.image_pipeline",
     "A12": "bench.contrastive",
     "A13": "bench.start_up",
-    "A14": "bench.answers",
+    "A14": "bench.two_stacks",
+    "A15": "bench.answers",
 }
 COLUMNS = ("row", "what", "plain", "ours", "ratio", "floor", "goal", "agreement")
 

@@ -1,4 +1,4 @@
-"""A14: ranking the answers of a list for every question (xGQA), one question at a time and our way.
+"""A15: ranking the answers of a list for every question (xGQA), one question at a time and our way.
 
 Both ways get the same fused questions; only the decoder and its vocabulary are timed.
 """
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 
 def run(options: Options) -> list[Result]:
-    """Row A14."""
+    """Row A15."""
     width, num_layers, vocabulary = (32, 2, 300) if options.is_small else (1024, 6, 250_002)
     num_questions, num_answers, num_candidates = (3, 20, 6) if options.is_small else (4, 1842, 128)
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def run(options: Options) -> list[Result]:
     seconds = interleaved({"plain": one_question_at_a_time, "ours": ours}, options.repeats)
     return [
         Result(
-            row="A14",
+            row="A15",
             what=f"{num_candidates} of {num_answers} answers ranked for each of {num_questions} questions, fp32",
             plain=rate(num_questions, seconds["plain"], "questions"),
             ours=rate(num_questions, seconds["ours"], "questions"),
@@ -63,7 +63,7 @@ def run(options: Options) -> list[Result]:
             floor="-",
             goal="-",
             agreement=words,
-            notes=[f"A14: answers, {histogram(sizes, 1)}"],
+            notes=[f"A15: answers, {histogram(sizes, 1)}"],
         )
     ]
 
@@ -78,4 +78,4 @@ def make_answers(lengths: list[int], vocabulary: int) -> TextBatch:
     return TextBatch(ids, lengths)
 
 
-ROWS = {"A14": run}
+ROWS = {"A15": run}

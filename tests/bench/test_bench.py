@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import answers, contrastive, masked_words, reranking, training_step
+from bench import answers, contrastive, masked_words, reranking, training_step, two_stacks
 from bench.__main__ import PROGRAMS, main, table
 from bench.common import Disagreement, Options, agree, caption_lengths, extra_memory, histogram, interleaved, ratio
 
@@ -22,7 +22,8 @@ SMALL = Options(is_small=True, repeats=1)
         (training_step, "A7"),
         (masked_words, "A8"),
         (contrastive, "A12"),
-        (answers, "A14"),
+        (two_stacks, "A14"),
+        (answers, "A15"),
     ],
 )
 def test_both_ways_agree_at_tiny_size(program, row):
