@@ -9,97 +9,26 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.answer_decoder import AnswerDecoder
 from models.model import Model
-from models.text_encoder import TextEncoder
+from models.padded import (
+    attention,
+    encode_text,
+    fuse,
+    image_match_logits,
+    layer,
+    match_logits,
+    project_text,
+)
 
-
-def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None) -> Tensor:
-    """(B, Q, D) on (B, K, D) with additive masks (B, K) or (B, Q, K) and a materialised softmax, as the originals:
-    (B, Q, D).
-    """
-    heads = lambda x: x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)  # noqa: E731
-    query, key, value = heads(query), heads(key), heads(value)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, H, Q, K)
-    if mask is not None:
-        mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]
-        scores = scores + (1 - mask.float()) * -10000.0
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
-
-
-def layer(
-    block: nn.Module,
-    x: Tensor,
-    mask: Tensor,
-    image: Tensor | None = None,
-    *,
-    image_mask: Tensor | None = None,
-    key_value: nn.Module | None = None,
-) -> Tensor:
-    """One layer on padded texts x (B, L, D), mask (B, L) or (B, L, L); image (B, N, V) is projected anew for every
-    text.
-
-    key_value: the projection of another layer, where it is shared. image_mask (B, N): without it all are real.
-    """
-    own = block.attention
-    query, key, value = own.qkv(x).chunk(3, dim=-1)
-    x = own.norm(x + own.residual_dropout(own.output(attention(query, key, value, own.num_heads, mask))))
-    if image is not None:
-        cross = block.cross_attention
-        key, value = (key_value or cross.key_value)(image).chunk(2, dim=-1)
-        # The originals add a mask of an image without padding, too.
-        real = torch.ones(image.shape[:2], device=x.device) if image_mask is None else image_mask
-        attended = attention(cross.query(x), key, value, cross.num_heads, real)
-        x = cross.norm(x + cross.residual_dropout(cross.output(attended)))
-    return block.feed_forward(x)
-
-
-def encode_text(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-    """All padded tokens through the tower: (B, L, D)."""
-    position = torch.arange(ids.shape[1], device=ids.device) + encoder.config.position_offset
-    x = encoder.dropout(encoder.norm(encoder.word(ids) + encoder.token_type.weight[0] + encoder.position(position)))
-    for block in encoder.layers:
-        x = layer(block, x, mask)
-    return x
-
-
-def fuse(model: Model, x: Tensor, mask: Tensor, *images: Tensor, image_mask: Tensor | None = None) -> Tensor:
-    """All layers at all positions; x (B, L, D), images (B, N, V) each, one copy per pair, read in turn: (B, L, D).
-
-    Without images the cross-attention is skipped.
-    """
-    layers = model.text_fusion.layers
-    for number, block in enumerate(layers):
-        place = number % max(1, len(images))
-        key_value = layers[number - place].cross_attention.key_value
-        image = images[place] if images else None
-        x = layer(block, x, mask, image, image_mask=image_mask, key_value=key_value)
-    return x
+__all__ = ["attention", "encode_text", "fuse", "image_match_logits", "layer", "match_logits"]
 
 
 def embed_text(model: Model, x: Tensor, mask: Tensor) -> Tensor:
     """Unit vectors of padded tokens (B, L, D): (B, E)."""
-    if model.text_encoder.config.pooling == "first":
-        pooled = x[:, 0]
-    else:
-        pooled = (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-    return F.normalize(model.text_projection(pooled), dim=-1)
-
-
-def match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-    """Logits of every (text, image) pair: (B, 2)."""
-    return model.match_head(fuse(model, x, mask, image, image_mask=image_mask)[:, 0])
-
-
-def image_match_logits(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:
-    """Logits of every (image, text) pair from the stack whose queries are the image tokens (B, N, V): (B, 2)."""
-    queries = model.image_fusion_projection(image)
-    real = torch.ones(queries.shape[:2], device=x.device)
-    for block in model.image_fusion.layers:
-        queries = layer(block, queries, real, x, image_mask=mask)
-    return model.image_match_head(queries[:, 0])
+    return F.normalize(project_text(model, x, mask), dim=-1)
 
 
 def match_probability(model: Model, x: Tensor, mask: Tensor, image: Tensor) -> Tensor:

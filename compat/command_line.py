@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from compat.tool_flags import translate_words
+
 WRONG_USE = 2
 # The value of these may itself begin with dashes.
 WHOLE_STRING_FLAGS = ("--pret_para", "--ft_para")
@@ -93,12 +95,15 @@ def make_parser() -> Parser:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command's flags; settings may stand anywhere between them."""
-    words = list(argv)
+    parser = make_parser()
+    try:
+        words = translate_words(argv)
+    except ValueError as error:
+        parser.error(str(error))
     for flag in WHOLE_STRING_FLAGS:
         while flag in words[:-1]:
             place = words.index(flag)
             words[place : place + 2] = [f"{flag}={words[place + 1]}"]
-    parser = make_parser()
     arguments = parser.parse_intermixed_args(words)
     if arguments.device == "cuda":  # R2D2's word for any GPU, which is taken without a flag
         arguments.device = None

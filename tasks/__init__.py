@@ -50,6 +50,7 @@ TOOLS = Registry(
         "check_data": "tasks.check_data:CheckData",
         "score": "tasks.score:Score",
         "translate": "tasks.translate:Translate",
+        "export_onnx": "tasks.onnx_export:ExportOnnx",
     },
 )
 

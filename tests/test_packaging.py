@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = {"PIL": "pillow", "cv2": "opencv-python-headless", "ruamel": "ruamel.yaml"}
 # Imported only where a setting asks for them, or read by another package on our behalf.
-OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece"}
+OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece", "onnx", "onnxscript"}
+EXTRAS = ("requirements-serve.txt",)  # what only some programs need
 PROGRAMS = ("bench", "compat", "configs", "dataset", "models", "objectives", "tasks", "utils")
 
 
@@ -33,10 +35,20 @@ def imported_packages():
 
 
 def test_requirements_are_what_is_imported():
-    assert requirement_names("requirements.txt") - BEHIND == imported_packages() - OPTIONAL
+    extra = set().union(*map(requirement_names, EXTRAS))
+    assert requirement_names("requirements.txt") - BEHIND == imported_packages() - OPTIONAL - extra
+    assert extra - BEHIND <= imported_packages()
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_what_only_some_programs_need_is_imported_by_them_alone():
+    """`import rosetta` and a training run must do without; a table of lazy names loads the programs."""
+    extra = set().union(*map(requirement_names, EXTRAS)) | {"coremltools"}
+    code = "import run, rosetta, trainer, configs.schema, tasks.image_text, models.model, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not extra & set(loaded.split())
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", *EXTRAS])
 def test_every_requirement_has_a_lower_bound_and_a_tested_version(name):
     lines = [line for line in (ROOT / name).read_text().splitlines() if line[:1].isalpha()]
     assert lines and all(re.fullmatch(r"[\w.-]+>=[\d.]+", line) for line in lines), lines
