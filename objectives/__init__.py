@@ -8,6 +8,8 @@ OBJECTIVES = Registry(
         "itc": "objectives.contrastive:Contrastive",
         "nce": "objectives.contrastive:PairContrastive",
         "mixup": "objectives.mixup:CoinFlipMixup",
+        "triplet": "objectives.pairs:Triplet",
+        "pair_distance": "objectives.pairs:PairDistance",
         "one_to_k": "objectives.contrastive:OneToK",
         "itm": "objectives.matching:HardNegativeMatching",
         "classify": "objectives.labels:ClassPrediction",
