@@ -21,6 +21,8 @@ PROGRAMS = {
     "A6": "bench.training_step",
     "A7": "bench.training_step",
     "A8": "bench.masked_words",
+    "A9": "bench.dual_encoder",
+    "decoupled": "bench.dual_encoder",
     "A11": "bench.image_pipeline",
     "A12": "bench.contrastive",
     "A13": "bench.start_up",

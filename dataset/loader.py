@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.bad_records import BadRecords
-from dataset.batch import Skipped
+from dataset.batch import Skipped, map_tensors
 from dataset.files import BadRecord, DataError
 from dataset.samples import SampleDataset
 
@@ -102,6 +102,8 @@ class Loader:
         self.seed, self.epoch, self.consumed = seed, 0, 0
         self.bad_records = BadRecords(max_bad_share)
         cv2.setNumThreads(0)  # its thread pool does not survive a fork; the workers are the parallelism
+        # Many batches are held at once then, and shared memory keeps a file open for each of their tensors.
+        self._is_gathering = batches_per_draw > 1 and num_workers > 0
         self._shares = _ShareSampler()
         self._batches = DataLoader(
             _ShareReader(dataset, seed),
@@ -138,6 +140,8 @@ class Loader:
         for share, batch in zip(cut(), self._batches):
             if isinstance(batch, DataError):
                 raise batch
+            if self._is_gathering:
+                batch = map_tensors(batch, torch.clone)
             self.consumed += share.num_global
             if self.layout.count_batches(self.consumed) == 0:  # a state saved from here on belongs to the next epoch
                 self.epoch, self.consumed = self.epoch + 1, 0

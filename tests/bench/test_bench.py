@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import answers, contrastive, masked_words, reranking, training_step, two_stacks
+from bench import answers, contrastive, dual_encoder, masked_words, reranking, training_step, two_stacks
 from bench.__main__ import PROGRAMS, main, table
 from bench.common import Disagreement, Options, agree, caption_lengths, extra_memory, histogram, interleaved, ratio
 
@@ -21,6 +21,8 @@ SMALL = Options(is_small=True, repeats=1)
         (training_step, "A6"),
         (training_step, "A7"),
         (masked_words, "A8"),
+        (dual_encoder, "A9"),
+        (dual_encoder, "decoupled"),
         (contrastive, "A12"),
         (two_stacks, "A14"),
         (answers, "A15"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench.common import extra_memory
 from dataset.batch import ImageTextBatch, TextBatch
 from objectives import OBJECTIVES
 from objectives.step import ObjectiveConfig
@@ -151,3 +152,16 @@ def test_gradients_travel_once(monkeypatch):
     monkeypatch.setattr("utils.decoupled.gradient_exchange", note)
     decoupled_gradient(task, [micro_batch(number) for number in range(3)])
     assert wanted == [False, False, True]
+
+
+def test_memory_is_that_of_a_micro_batch():
+    """A graph over all of these pictures would hold about half a gigabyte."""
+    image = {"name": "vit", "image_size": 32, "patch_size": 4, "width": 32, "num_layers": 1, "num_heads": 2}
+    model = build_model(image_encoder=image, text_fusion=None, has_masked_language_head=False)
+    config = objective_config(OBJECTIVE_TREES["nce"])
+    task = ImageText(model, {"nce": config}, None, SimpleNamespace(headline="r_mean"))
+    batches = [micro_batch(number, num_images=32, captions=1) for number in range(64)]
+    for batch in batches:
+        batch.images = batch.images.float()
+    decoupled_gradient(task, batches[:1])
+    assert extra_memory(lambda: decoupled_gradient(task, batches)) < 128 * 2**20
