@@ -126,3 +126,12 @@ def test_a_checkpoint_of_another_picture_size_is_interpolated(world, monkeypatch
     monkeypatch.chdir(world)
     words = [*RETRIEVAL, *config_of("iqr_base"), "model.image_encoder.image_size=64", "--evaluate"]
     assert run.main([*words, "--output_dir", str(tmp_path)]) == 0
+
+
+def test_a_checkpoint_is_written_back_in_the_original_s_layout(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    toy_r2d2.write_config(world / "model.yaml", "flickr_cna_base")
+    words = ["--task", "export", "--checkpoint", "r2d2.pth", "--config", "model.yaml", "--output_dir", str(tmp_path)]
+    assert run.main([*words, "--to", "r2d2"]) == 0
+    found, expected = (read_weights(path)["model"] for path in (tmp_path / "r2d2.th", world / "r2d2.pth"))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
