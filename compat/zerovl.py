@@ -108,6 +108,7 @@ def _model(model: dict[str, Any], transforms: dict[str, Any], place: str) -> dic
         },
         "data.tokenizer": f"data/{text['tag']}" if not Path(text["tag"]).exists() else text["tag"],
         "data.max_tokens": model["max_length"],
+        "data.max_words": 0,
         "optim.frozen": frozen or None,
     }  # fmt: skip
 

@@ -14,9 +14,8 @@ from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem
 from dataset.readers import Records
 from dataset.retrieval import Entry, ImageTextPairs, PairsConfig, Part, scan
-from dataset.samples import MAX_CHARACTERS, Preprocessing
+from dataset.samples import Preprocessing, clean
 from dataset.sections import field_of
-from dataset.text import LONE_SURROGATE
 from dataset.text_augment import WordNoise
 
 ANNOTATION = "_anno.csv"
@@ -43,10 +42,7 @@ class CsvPairs(ImageTextPairs):
 
         def clean(self, caption: Any, max_words: int) -> str:
             """The caption as it is; BadRecord when it is empty."""
-            caption = LONE_SURROGATE.sub("", str(caption))[:MAX_CHARACTERS].strip()
-            if not caption:
-                raise BadRecord("empty caption", "nothing but blanks")
-            return caption
+            return clean(caption, 0)
 
         def of_table(self, path: str) -> CsvPairs.Config:
             """The same settings with the folder of pictures that belongs to a table."""
