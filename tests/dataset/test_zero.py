@@ -1,11 +1,13 @@
 """Lines of Zero's labelled sets: base names, numbered captions, and what is told about those that cannot be used."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from dataset.files import BadRecord, DataError
-from dataset.zero import NumberedCaptions, ZeroLines
+from dataset.text import load_tokenizer
+from dataset.zero import NumberedCaptions, ZeroLabels, ZeroLines
 from tests.dataset.toy import preprocessing
 
 
@@ -58,3 +60,15 @@ def test_a_line_without_its_text_is_named(tmp_path):
     path.write_text(json.dumps({"image_path": "a.jpg"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"{path.name}:1.*'text' is missing; found: image_path"):
         ZeroLines(ZeroLines.Config(files=[str(path)]), preprocessing())
+
+
+def test_special_words_in_a_caption_are_the_special_tokens():
+    tokenizer = load_tokenizer(Path(__file__).parents[1] / "parity" / "fixtures" / "r2d2" / "tokenizer" / "vocab.txt")
+    (ids,) = tokenizer.encode_batch(["[MASK][SEP]"], 64)
+    assert ids == [tokenizer.bos_id, tokenizer.mask_id, tokenizer.eos_id, tokenizer.eos_id]
+
+
+@pytest.mark.parametrize("label", [2, "yes", None])
+def test_a_label_that_is_none_is_refused(label):
+    with pytest.raises(BadRecord, match="label"):
+        ZeroLabels.Config(files=["x"]).read({"text": "t", "image_path": "a.jpg", "label": label}, "zh")
