@@ -54,6 +54,9 @@ def local_copy(address: str | os.PathLike, cache_dir: str = CACHE) -> Path:
         if not system.exists(inner):
             raise FileNotFoundError(f"{address}: no such file or folder")
         names = system.find(inner) if system.isdir(inner) else [inner]
+        # Where `best` and `last` are links to folders, as on a disk, a search does not enter them.
+        linked = [f"{inner.rstrip('/')}/checkpoints/{link}/model.safetensors" for link in ("best", "last")]
+        names += [found for found in linked if found not in names and system.isfile(found)]
         names = [found for found in names if found.rpartition("/")[2] not in TRAINING_STATE]
         stamps = [address, *(f"{found} {system.ukey(found)}" for found in sorted(names))]
         place = Path(cache_dir).expanduser() / hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:24]

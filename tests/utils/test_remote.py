@@ -35,6 +35,14 @@ def test_an_originals_name_brings_the_folder_beside_it(memory, tmp_path):
     assert copy.name == "checkpoint_best.pth" and not (copy.parent / "checkpoints/7").exists()
 
 
+def test_links_to_checkpoints_on_a_disk_are_followed(tmp_path):
+    (tmp_path / "run/checkpoints/7").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/7/model.safetensors").write_text("weights")
+    (tmp_path / "run/checkpoints/best").symlink_to("7")
+    copy = local_copy(f"file://{tmp_path}/run", tmp_path / "cache")
+    assert (copy / "checkpoints/best/model.safetensors").read_text() == "weights"
+
+
 def test_what_cannot_be_reached_is_told(memory, tmp_path):
     with pytest.raises(FileNotFoundError, match="memory://absent.th: no such file or folder"):
         local_copy("memory://absent.th", tmp_path)
