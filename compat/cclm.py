@@ -13,7 +13,7 @@ from compat.cclm_questions import QUESTION_KEYS, question_settings
 from compat.cclm_sizes import KNOWN_FILES, XLM_ROBERTA_LARGE, classifier_section, model_section, needed_sizes
 from compat.cclm_training import training_settings
 from compat.flags import nested
-from compat.original import Original, read_json
+from compat.original import Circumstances, Original, read_json
 from utils.config import ConfigError
 from utils.config_tree import Node, plain
 
@@ -28,6 +28,15 @@ TRAINING_KEYS = {
 KNOWN_KEYS = (
     MODEL_KEYS | TRAINING_KEYS | PRETRAINING_KEYS | RETRIEVAL_KEYS | LABEL_KEYS | QUESTION_KEYS | WITHOUT_EFFECT
 )
+
+# The data, objectives and evaluation of each of the originals' programs.
+OF_KIND = {
+    "pretraining": pretraining_settings,
+    "picture_pairs": picture_pair_settings,
+    "labels": label_settings,
+    "questions": question_settings,
+    "retrieval": retrieval_settings,
+}
 
 
 def is_original(tree: Node) -> bool:
@@ -48,21 +57,17 @@ def translate_config(
     tree: Node, path: Path, world_size: int, placeholders: Mapping[str, str], task: str | None = None
 ) -> tuple[Node, list[str]]:
     """Our tree for an original file, and the lines of notice. Batch sizes there are per process, ours over all."""
-    original, notices, kind = Original(tree), [], kind_of(tree, task)
-    settings = {"data.tokenizer": original.node("text_encoder"), **_model_settings(original, path, kind)}
-    if kind == "pretraining":
-        settings |= pretraining_settings(original, world_size)
-    elif kind == "picture_pairs":
-        settings |= picture_pair_settings(original, world_size)
-    elif kind == "labels":
-        settings |= label_settings(original, world_size, placeholders, notices)
-    elif kind == "questions":
-        settings |= question_settings(original, world_size, placeholders)
-    else:
-        settings |= retrieval_settings(original, world_size, placeholders)
-    settings |= training_settings(original, kind, notices)
+    original, kind = Original(tree), kind_of(tree, task)
+    circumstances = Circumstances(world_size, placeholders)
+    settings = {
+        "data.tokenizer": original.node("text_encoder"),
+        **_model_settings(original, path, kind),
+        **OF_KIND[kind](original, circumstances),
+        **training_settings(original, kind, circumstances.notices),
+    }
     original.check_all_read(WITHOUT_EFFECT, KNOWN_KEYS)
-    return nested({key: value for key, value in settings.items() if value is not None}, tree.place), notices
+    given = {key: value for key, value in settings.items() if value is not None}
+    return nested(given, tree.place), circumstances.notices
 
 
 def _model_settings(original: Original, path: Path, kind: str) -> dict[str, Any]:

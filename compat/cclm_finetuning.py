@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from compat.original import Original
+from compat.original import Circumstances, Original
 from utils.config import ConfigError
 
 RETRIEVAL_KEYS = {
@@ -16,8 +16,9 @@ RETRIEVAL_KEYS = {
 NUM_WORKERS = 4  # fixed in the originals' fine-tuning programs
 
 
-def retrieval_settings(original: Original, world_size: int, placeholders: Mapping[str, str]) -> dict[str, Any]:
+def retrieval_settings(original: Original, circumstances: Circumstances) -> dict[str, Any]:
     """Pairs of the three layouts; few-shot files hold `{}` for the language and the number of shots."""
+    placeholders = circumstances.placeholders
     train, val, language = original.files("train_file"), original.get("val_file"), placeholders.get("lang", "en")
     train = [fill(name, placeholders, original, "train_file") for name in train]
     if isinstance(val, str):
@@ -39,7 +40,7 @@ def retrieval_settings(original: Original, world_size: int, placeholders: Mappin
         "data.truncate": not is_pairs,
         "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
         "data.num_workers": original.get("num_workers", NUM_WORKERS),
-        "data.batch_size": batch_size and batch_size * world_size,
+        "data.batch_size": batch_size and batch_size * circumstances.world_size,
         "evaluation.batch_size_image": original.node("batch_size_test"),
         "evaluation.batch_size_text": original.node("batch_size_test_text"),
         "evaluation.num_candidates": original.node("k_test"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compat.cclm_finetuning import NUM_WORKERS, fill
-from compat.original import Original
+from compat.original import Circumstances, Original
 
 LABEL_KEYS = {
     "train_file", "val_file", "test_file", "gmt_test_file", "image_root", "max_words", "max_tokens", "num_labels",
@@ -18,11 +17,10 @@ LABEL_KEYS = {
 MARVL = "iglue/datasets/marvl/{}_shot/annotations/{}.jsonl"
 
 
-def label_settings(
-    original: Original, world_size: int, placeholders: Mapping[str, str], notices: list[str]
-) -> dict[str, Any]:
+def label_settings(original: Original, circumstances: Circumstances) -> dict[str, Any]:
     """Statements with one picture (`num_labels` is given) or with two, by language."""
     is_entailment = "num_labels" in original.tree.value
+    placeholders, notices = circumstances.placeholders, circumstances.notices
     language = placeholders.get("lang", "en")
     paths = {key: [fill(x, placeholders, original, key) for x in original.files(key)] for key in SPLITS}
     splits: dict[str, Any] = {key: {language: one_or_all(found)} for key, found in paths.items() if found}
@@ -47,7 +45,7 @@ def label_settings(
         "data.truncate_evaluation": False,
         "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
         "data.num_workers": original.get("num_workers", NUM_WORKERS),
-        "data.batch_size": batch_size and batch_size * world_size,
+        "data.batch_size": batch_size and batch_size * circumstances.world_size,
     }
 
 

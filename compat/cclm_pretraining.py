@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compat.original import Original
+from compat.original import Circumstances, Original
 from utils.config import ConfigError
 
 _SECTION_KEYS = {"tokenized", "batch_size", "num_workers", "iter_perc", "is_image_rpath", "language_chosen"}
@@ -31,7 +31,7 @@ PRETRAINING_KEYS = {
 REGION_SHARE = 0.5
 
 
-def pretraining_settings(original: Original, world_size: int) -> dict[str, Any]:
+def pretraining_settings(original: Original, circumstances: Circumstances) -> dict[str, Any]:
     """Images with captions by language, further streams, and the losses on them."""
     if original.get("mask_whole_word"):
         raise ConfigError(f"{original.place('mask_whole_word')}: 'mask_whole_word: True' is not supported; use False")
@@ -49,17 +49,20 @@ def pretraining_settings(original: Original, world_size: int) -> dict[str, Any]:
         "model.has_box_head": None if is_one_to_k else True,
         "data.train": {"name": "captioned_images"} | _captions(original, "train_file", images, is_one_to_k, has_two),
         "data.drop_last": None if is_one_to_k else False,
-        **{f"data.{key}": value for key, value in _amounts(original, "images", images, world_size).items()},
-        **_streams(original, world_size),
+        **{
+            f"data.{key}": value
+            for key, value in _amounts(original, "images", images, circumstances.world_size).items()
+        },
+        **_streams(original, circumstances.world_size),
     }
 
 
-def picture_pair_settings(original: Original, world_size: int) -> dict[str, Any]:
+def picture_pair_settings(original: Original, circumstances: Circumstances) -> dict[str, Any]:
     """NLVR domain pre-training on the images of pre-training: which of two pictures does a caption describe."""
     images = original.section("images", IMAGE_KEYS)
     for key in (*ONLY_CCLM, *MASK_KEYS):
         original.get(key)  # stands in the file, has no part in this task
-    amounts = _amounts(original, "images", images, world_size)
+    amounts = _amounts(original, "images", images, circumstances.world_size)
     del amounts["mask"]
     return {
         "objectives": {"picture_pairs": {}},

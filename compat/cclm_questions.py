@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from compat.cclm_finetuning import NUM_WORKERS, fill
 from compat.cclm_labels import one_or_all
-from compat.original import Original
+from compat.original import Circumstances, Original
 
 QUESTION_KEYS = {
     "train_file", "valid_file", "test_file", "answer_list", "vqa_root", "num_dec_layers", "max_tokens", "k_test",
@@ -17,8 +16,9 @@ QUESTION_KEYS = {
 MAX_WORDS, MAX_WORDS_EVALUATED = 30, 50
 
 
-def question_settings(original: Original, world_size: int, placeholders: Mapping[str, str]) -> dict[str, Any]:
+def question_settings(original: Original, circumstances: Circumstances) -> dict[str, Any]:
     """Questions by language and the list of answers that are ranked."""
+    placeholders = circumstances.placeholders
     language = placeholders.get("lang", "en")
     paths = {key: [fill(x, placeholders, original, key) for x in original.files(key)] for key in SPLITS}
     files: dict[str, Any] = {SPLITS[key]: {language: one_or_all(found)} for key, found in paths.items() if found}
@@ -44,7 +44,7 @@ def question_settings(original: Original, world_size: int, placeholders: Mapping
         "data.truncate_evaluation": False,
         "data.train_transform": {"name": "augmented_crop", "scale": [0.5, 1.0]},
         "data.num_workers": original.get("num_workers", NUM_WORKERS),
-        "data.batch_size": batch_size and batch_size * world_size,
+        "data.batch_size": batch_size and batch_size * circumstances.world_size,
     }
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.config import ConfigError
 from utils.config_tree import Node, plain, type_name
 from utils.registry import nearest
+
+
+@dataclass
+class Circumstances:
+    """What a translation knows beside the file: processes of the run, words of --fewshot; and what it has to say."""
+
+    world_size: int
+    placeholders: Mapping[str, str]
+    notices: list[str] = field(default_factory=list)
 
 
 class Original:
