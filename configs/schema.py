@@ -71,7 +71,8 @@ class Config:
                 f"train.accumulate must be 1 and not decoupled with several streams, found {self.train.accumulate}: "
                 "every stream has an optimizer step of its own; set the batch sizes instead"
             )
-        if self.streams or not all(objective.is_always_due for objective in self.objectives.values()):
+        is_head_idle = self.model.text_fusion is not None and self.model.has_match_head and "itm" not in self.objectives
+        if self.streams or is_head_idle or not all(o.is_always_due for o in self.objectives.values()):
             self.train.find_unused_parameters = True
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, found {self.seed}")

@@ -83,8 +83,8 @@ class Temperature(nn.Module):
     def forward(self) -> Tensor:
         """The temperature (), within its range as the config says."""
         if self.config.is_clamped and self.config.clamps == "used":
-            return self.value.clamp(self.config.minimum, self.config.maximum)
+            return self.value.clamp(self.config.minimum, self.config.maximum).view(())
         if self.training and self.config.is_clamped:
             with torch.no_grad():
                 self.value.clamp_(self.config.minimum, self.config.maximum)
-        return self.value
+        return self.value.view(())  # sharded, it is stored as a vector of one number

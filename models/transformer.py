@@ -248,6 +248,11 @@ class Layer(nn.Module):
         self.cross_attention = CrossAttention(config) if config.cross_width else None
         self.feed_forward = FeedForward(config)
 
+    def sharded_units(self) -> list[nn.Module]:
+        """The parts that FSDP2 gathers one by one: keys and values are projected before the layer itself runs."""
+        cross = [self.cross_attention.key_value, self.cross_attention] if self.cross_attention else []
+        return [part for part in (self.attention, *cross, self.feed_forward) if part is not None]
+
     def forward(
         self,
         x: Tensor,

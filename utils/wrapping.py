@@ -23,12 +23,37 @@ Wrap = Literal["ddp", "fsdp2", "none"]
 
 
 def shard(module: nn.Module) -> None:
-    """Spread the parameters over the processes, layer by layer: every entry of a ModuleList is gathered on its own."""
+    """Spread the parameters over the processes, layer by layer: every entry of a ModuleList is gathered on its own.
+
+    An entry with a `sharded_units()` is gathered by these parts: other methods than its forward use them.
+    """
+    _without_scalars(module)
     for part in list(module.modules()):
         if isinstance(part, nn.ModuleList):
             for layer in part:
-                fully_shard(layer)
+                units = layer.sharded_units() if hasattr(layer, "sharded_units") else [layer]
+                for unit in units:
+                    if not isinstance(unit, FSDPModule):  # two layers may share one
+                        fully_shard(unit)
     fully_shard(module)
+
+
+def _without_scalars(module: nn.Module) -> None:
+    """Make parameters of no dimension vectors of one number, which can be sharded; the modules that own them allow
+    both.
+    """
+    module.stored_as_vectors = {name for name, parameter in module.named_parameters() if parameter.dim() == 0}
+    for name in module.stored_as_vectors:
+        owner, _, last = name.rpartition(".")
+        scalar = module.get_parameter(name)
+        vector = nn.Parameter(scalar.detach().reshape(1), requires_grad=scalar.requires_grad)
+        setattr(module.get_submodule(owner), last, vector)
+
+
+def _reshaped(module: nn.Module, weights: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The same weights, those that are stored as vectors in another shape."""
+    names = module.stored_as_vectors
+    return {name: value.reshape(shape) if name in names else value for name, value in weights.items()}
 
 
 def wrap_module(module: nn.Module, wrap: Wrap, device: torch.device, *, find_unused: bool) -> nn.Module:
@@ -72,14 +97,15 @@ _FROM_WHOLE = StateDictOptions(full_state_dict=True)
 def whole_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State of the module and the optimizer as one process would hold them; complete on the main process."""
     if isinstance(module, FSDPModule):
-        return get_model_state_dict(module, options=_WHOLE), get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+        weights = get_model_state_dict(module, options=_WHOLE)
+        return _reshaped(module, weights, ()), get_optimizer_state_dict(module, optimizer, options=_WHOLE)
     return module.state_dict(), optimizer.state_dict()
 
 
 def load_whole_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put whole weights back; every name must be there."""
     if isinstance(module, FSDPModule):
-        set_model_state_dict(module, weights, options=_FROM_WHOLE)
+        set_model_state_dict(module, _reshaped(module, weights, (1,)), options=_FROM_WHOLE)
     else:
         module.load_state_dict(weights)
 
