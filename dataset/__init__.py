@@ -12,6 +12,7 @@ DATASETS = Registry(
         "xflickrco": "dataset.retrieval:FlickrLines",
         "wit": "dataset.retrieval:WitLines",
         "csv_pairs": "dataset.csv_pairs:CsvPairs",
+        "pairs": "dataset.pairs:Pairs",
         "mixture": "dataset.mixture:Mixture",
         "xvnli": "dataset.labelled:Entailment",
         "nlvr": "dataset.labelled:PicturePairs",

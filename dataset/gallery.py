@@ -70,7 +70,9 @@ class ImageReader:
 
 @dataclass
 class Gallery:
-    """M pictures by path and T captions of one language; image_of_text (T,) says which picture a caption belongs to."""
+    """M pictures by path and T captions of one language; image_of_text (T,) says which picture a caption belongs to,
+    also_right (P, 2) which (caption, picture) belong together besides.
+    """
 
     language: str
     image_paths: list[str]
@@ -79,6 +81,7 @@ class Gallery:
     texts: TextBatch
     image_of_text: Tensor
     reader: ImageReader = field(repr=False)
+    also_right: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
 
     def read_images(self, rows: Sequence[int]) -> Tensor:
         """The pictures (m, 3, S, S) uint8 of some rows."""

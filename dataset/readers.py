@@ -166,7 +166,7 @@ class LineSource:
         if end - start > MAX_LINE_BYTES:
             raise BadRecord("line too long", f"{end - start} bytes; allowed at most {MAX_LINE_BYTES}", self.where(i))
         try:
-            raw = self._part(start, end)
+            raw = self.read_bytes(start, end)
         except OSError as error:
             raise BadRecord("unreadable file", str(error), self.where(i)) from error
         try:
@@ -180,10 +180,11 @@ class LineSource:
     def read_lines(self, first: int, last: int) -> list[bytes]:
         """Lines as they stand in the file, with their ends and the blank lines after them (the first: also before)."""
         starts = [0 if first == 0 else int(self.lines.starts[first]), *self.lines.starts[first + 1 : last + 1].tolist()]
-        content = self._part(starts[0], starts[-1])
+        content = self.read_bytes(starts[0], starts[-1])
         return [content[start - starts[0] : end - starts[0]] for start, end in zip(starts, starts[1:])]
 
-    def _part(self, start: int, end: int) -> bytes:
+    def read_bytes(self, start: int, end: int) -> bytes:
+        """The content of the file between two places."""
         if self.files.is_seekable(self.path):
             return self.files.read_part(self.path, start, end - start)
         if self._content is None:  # a packed file has no random access: unpack it once per process
@@ -198,7 +199,7 @@ class TableSource(LineSource):
         super().__init__(path, files, lines, self._as_record)
         if not len(lines):
             raise DataError(f"{path}: empty; the first row must name the columns")
-        self.columns = self._cells(self._part(int(lines.starts[0]), int(lines.starts[1])))
+        self.columns = self._cells(self.read_bytes(int(lines.starts[0]), int(lines.starts[1])))
         if len(set(self.columns)) < len(self.columns):
             raise DataError(f"{path}:1: a column is named twice; found: {', '.join(self.columns)}")
 

@@ -49,6 +49,7 @@ TOOLS = Registry(
     {
         "check_data": "tasks.check_data:CheckData",
         "score": "tasks.score:Score",
+        "build_lmdb": "tasks.build_lmdb:BuildLmdb",
         "translate": "tasks.translate:Translate",
         "export_onnx": "tasks.onnx_export:ExportOnnx",
     },

@@ -167,7 +167,8 @@ class RetrievalEvaluation:
                 candidates, scores = self.fuse(model, images, rows, texts, similarity.float(), gallery.language)
         similarity = similarity.float()
         image_of_text = gallery.image_of_text.to(similarity.device)
-        dual = retrieval_ranks(similarity, similarity.T, image_of_text)
+        also_right = gallery.also_right.to(similarity.device)
+        dual = retrieval_ranks(similarity, similarity.T, image_of_text, also_right=also_right)
         if self.config.repeat_to_multiple:
             padded, of_text = repeat_first(similarity, image_of_text, self.config.repeat_to_multiple)
             sides = retrieval_ranks(padded, padded.T, of_text)
@@ -177,7 +178,7 @@ class RetrievalEvaluation:
         if candidates is not None:
             i2t = scores.masked_fill(~candidates.of_images, -torch.inf)
             t2i = scores.masked_fill(~candidates.of_texts, -torch.inf).T
-            fused = retrieval_ranks(similarity, similarity.T, image_of_text, _whole(i2t), _whole(t2i))
+            fused = retrieval_ranks(similarity, similarity.T, image_of_text, _whole(i2t), _whole(t2i), also_right)
             order = t2i.T
         shown = self.show(gallery, similarity, order, fused[1], dual[1]) if self.is_shown(gallery) else []
         return _as_ranks(fused, gallery), _as_ranks(dual, gallery), shown
@@ -248,10 +249,11 @@ class RetrievalEvaluation:
         for text in range(0, len(gallery.texts), step)[: self.config.report_queries]:
             ranked = sorted(range(len(similarity)), key=lambda m: (-float(order[m, text]), -float(similarity[m, text])))
             right = int(gallery.image_of_text[text])
+            all_right = {right, *gallery.also_right[gallery.also_right[:, 0] == text, 1].tolist()}
             answers = [
                 {
                     "image": gallery.image_paths[m],
-                    "right": m == right,
+                    "right": m in all_right,
                     "score": _finite(order[m, text], similarity[m, text]),
                 }
                 for m in ranked[:5]
@@ -333,7 +335,11 @@ def repeat_first(similarity: Tensor, image_of_text: Tensor, multiple: int) -> tu
 
 
 def _as_ranks(sides: tuple[Tensor, Tensor], gallery: Gallery) -> LanguageRanks:
-    return LanguageRanks(sides[0].cpu(), sides[1].cpu(), gallery.image_of_text, gallery.image_paths)
+    """The ranks of a gallery; pictures without a text are found or not, but look for none themselves."""
+    kept = torch.cat([gallery.image_of_text, gallery.also_right[:, 1]]).unique()  # sorted
+    image_of_text = torch.searchsorted(kept, gallery.image_of_text)
+    paths = [gallery.image_paths[row] for row in kept.tolist()]
+    return LanguageRanks(sides[0].cpu()[kept], sides[1].cpu(), image_of_text, paths)
 
 
 def _whole(scores: Tensor) -> Reranked:

@@ -53,18 +53,23 @@ def ranks_of_right_answers(
     candidate_id: Tensor,
     reranked: Reranked | None = None,
     *,
+    also_right: Tensor | None = None,
     block_size: int = 1024,
 ) -> Tensor:
     """Rank (Q,) of the best right answer of every query among all candidates.
 
-    similarity (Q, C); a candidate is right if its candidate_id (C,) equals the query's query_id (Q,). A query without
-    any right answer gets rank C: it counts as missed. Works in blocks of `block_size` queries.
+    similarity (Q, C); a candidate is right if its candidate_id (C,) equals the query's query_id (Q,), or if also_right
+    (P, 2) holds (query, candidate). A query without any right answer gets rank C: it counts as missed. Works in blocks
+    of `block_size` queries.
     """
     ranks = []
     for start in range(0, similarity.shape[0], block_size):
         rows = slice(start, start + block_size)
         second_stage = None if reranked is None else Reranked(reranked.index[rows], reranked.score[rows])
         is_right = query_id[rows, None] == candidate_id[None, :]  # (rows, C)
+        if also_right is not None:
+            query, candidate = also_right[(also_right[:, 0] >= start) & (also_right[:, 0] < start + block_size)].T
+            is_right[query - start, candidate] = True
         ranks.append(_block_ranks(similarity[rows], is_right, second_stage))
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
 
@@ -105,14 +110,17 @@ def retrieval_ranks(
     image_of_text: Tensor,
     reranked_i2t: Reranked | None = None,
     reranked_t2i: Reranked | None = None,
+    also_right: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks of both directions: (M,) of the best caption of each image, (T,) of the image of each text.
+    """Ranks of both directions: (M,) of the best caption of each image, (T,) of the best image of each text.
 
-    score_i2t (M, T), score_t2i (T, M), image_of_text (T,) the row of each text's image.
+    score_i2t (M, T), score_t2i (T, M), image_of_text (T,) the row of each text's image; also_right (P, 2) holds further
+    (text, image) that belong together.
     """
     image_id = torch.arange(score_i2t.shape[0], device=image_of_text.device)
-    image_to_text = ranks_of_right_answers(score_i2t, image_id, image_of_text, reranked_i2t)
-    text_to_image = ranks_of_right_answers(score_t2i, image_of_text, image_id, reranked_t2i)
+    of_image = None if also_right is None else also_right.flip(1)
+    image_to_text = ranks_of_right_answers(score_i2t, image_id, image_of_text, reranked_i2t, also_right=of_image)
+    text_to_image = ranks_of_right_answers(score_t2i, image_of_text, image_id, reranked_t2i, also_right=also_right)
     return image_to_text, text_to_image
 
 

@@ -148,3 +148,11 @@ def test_the_mean_of_iglue_leaves_out_english():
     metrics = {"en": {"img_r1": 90.0}, "de": {"img_r1": 10.0}, "ja": {"img_r1": 30.0}}
     assert mean_without_english(metrics) == {"img_r1": 20.0}
     assert mean_without_english({"en": metrics["en"]}) == mean_without_english({"de": metrics["de"]}) == {}
+
+
+def test_any_of_several_images_of_a_text_counts():
+    similarity = torch.tensor([[0.9, 0.1], [0.5, 0.2], [0.4, 0.8]])  # images x texts
+    image_of_text, also_right = torch.tensor([1, 1]), torch.tensor([[1, 2]])
+    images, texts = retrieval_ranks(similarity, similarity.T, image_of_text, also_right=also_right)
+    assert texts.tolist() == [1, 0]  # text 1 finds image 2, its second one
+    assert images.tolist() == [2, 0, 0]  # image 0 has no text
