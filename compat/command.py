@@ -142,9 +142,12 @@ def find_config(
     ):
         return path
     sibling = path.with_name(path.stem + FEWSHOT_SUFFIX + path.suffix)
-    if not sibling.is_file():
+    if sibling.is_file():
+        return sibling
+    if sibling.name not in OUR_CONFIG:
         raise ConfigError(f"{COMMAND_LINE}: --fewshot needs {sibling}, which does not exist")
-    return sibling
+    notices.append(f"{sibling} is not here; using {OUR_CONFIG[sibling.name][0]}, which holds the same settings")
+    return _locate(OUR_CONFIG[sibling.name][0], root)
 
 
 def _named_config(

@@ -145,6 +145,9 @@ def test_an_originals_default_file_in_the_working_folder_is_read(tmp_path, monke
     (tmp_path / "configs/cclm-base-ft/WIT.yaml").write_text(FILES["WIT.yaml"].replace("epochs: 5", "epochs: 7"))
     plan = settled("--task wit")
     assert build(Config, plan.tree).train.epochs == 7 and "configs/cclm-base-ft/WIT.yaml" in plan.notices[0]
+    (tmp_path / "configs/cclm-base-ft/XVNLI.yaml").write_text(FILES["XVNLI.yaml"])
+    plan = settled("--task xvnli --fewshot ar,48")  # its sibling is not there, ours is
+    assert build(Config, plan.tree).train.epochs == 60 and "using configs/cclm/xvnli_fewshot.yaml" in plan.notices[1]
 
 
 def test_a_batch_of_one_process_counts_for_all_of_them():
