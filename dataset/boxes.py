@@ -38,14 +38,18 @@ def _span(start: float, length: float, patch: float, grid: int) -> slice:
 
 
 def read_box(value: Any, height: int, width: int) -> Box:
-    """The box [x, y, width, height] of a record in whole pixels; BadRecord if it is none or leaves the picture."""
+    """What the picture holds of a record's box [x, y, width, height], in whole pixels; BadRecord if that is nothing.
+
+    Annotations often end a pixel beyond the border.
+    """
     numbers = value if isinstance(value, list) and len(value) == 4 else [None]
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise BadRecord("broken box", f"found {str(value)[:60]}; allowed: [x, y, width, height] in pixels")
-    left, top, w, h = (int(number) for number in numbers)
-    if left < 0 or top < 0 or w < 1 or h < 1 or left + w > width or top + h > height:
+    x, y, w, h = (int(number) for number in numbers)
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if left >= right or top >= bottom:
         raise BadRecord("box outside the image", f"found {value}; the image has {width} x {height} pixels")
-    return Box(top, left, h, w)
+    return Box(top, left, bottom - top, right - left)
 
 
 def draw_crop_around(box: Box, height: int, width: int, generator: np.random.Generator) -> Box:

@@ -57,8 +57,8 @@ def test_a_mirrored_box_lies_on_the_other_side():
 @pytest.mark.parametrize(
     ("box", "reason"),
     [
-        ([20, 3, 5, 6], "box outside the image"),
-        ([-1, 3, 5, 6], "box outside the image"),
+        ([24, 3, 5, 6], "box outside the image"),
+        ([-5, 3, 5, 6], "box outside the image"),
         ([2, 3, 0.4, 6], "box outside the image"),
         ([2, 3, 5], "broken box"),
         (["2", 3, 5, 6], "broken box"),
@@ -72,12 +72,16 @@ def test_a_wrong_box_says_why(box, reason):
     assert error.value.reason == reason
 
 
+def test_a_box_ends_at_the_border():
+    assert read_box([20, -2, 5, 6], 18, 24) == Box(top=0, left=20, height=4, width=4)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"elems": []}, "missing boxes"),
         ({"elems": [{"caption": {"en": "mug"}}]}, "missing boxes"),
-        ({"elems": [{"bb": [0, 0, 99, 9], "caption": {"en": "mug"}}]}, "box outside the image"),
+        ({"elems": [{"bb": [99, 0, 9, 9], "caption": {"en": "mug"}}]}, "box outside the image"),
         ({"elems": [{"bb": [0, 0, 9, 9]}]}, "missing caption"),
         ({"elems": [{"bb": [0, 0, 9, 9], "caption": {"en": " "}}]}, "empty caption"),
         ({"elems": [{"bb": [0, 0, 9, 9], "caption": {"en": "..."}}]}, "empty caption"),
@@ -194,5 +198,5 @@ def test_a_description_holds_every_text(tmp_path):
 def test_a_description_refuses_pictures_that_its_boxes_leave(tmp_path):
     contents = open_dataset(tmp_path, [record()]).describe(0)
     contents.check_size(18, 24)
-    with pytest.raises(BadRecord, match="box outside the image; found .* the image has 12 x 18 pixels"):
-        contents.check_size(18, 12)
+    with pytest.raises(BadRecord, match="box outside the image; found .* the image has 2 x 18 pixels"):
+        contents.check_size(18, 2)
