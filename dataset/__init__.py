@@ -1,4 +1,4 @@
-"""Data sets and transforms by name; the classes are imported when a config asks for one."""
+"""Data sets, transforms and maskers by name; the classes are imported when a config asks for one."""
 
 from utils.registry import Registry
 
@@ -32,3 +32,5 @@ TRANSFORMS = Registry(
         "shift": "dataset.transforms:Shift",
     },
 )
+
+MASKERS = Registry("masker", {"skipgram": "dataset.text:SkipgramMasker", "tokens": "dataset.masking:TokenMasker"})

@@ -19,6 +19,8 @@ OBJECTIVES = Registry(
         "ttm": "objectives.matching:TextMatching",
         "bbox": "objectives.boxes:BoxPrediction",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",
+        "tgd": "objectives.distillation:TargetGuidedDistillation",
+        "fgd": "objectives.distillation:FeatureGuidedDistillation",
         "answers": "objectives.answering:AnswerLikelihood",
     },
 )
