@@ -6,6 +6,7 @@ DATASETS = Registry(
     "data set",
     {
         "captioned_images": "dataset.pretrain:CaptionedImages",
+        "image_texts": "dataset.image_texts:ImageTexts",
         "regions": "dataset.regions:RegionImages",
         "parallel_text": "dataset.parallel_text:ParallelTexts",
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",

@@ -143,7 +143,9 @@ def is_base64(value: str) -> bool:
 
 
 def read_image(value: Any, root: str, files: Files) -> bytes:
-    """The encoded picture that a record names by path (below root) or holds as base64: the content decides."""
+    """The encoded picture that a record holds, as bytes or base64, or names by a path (below root)."""
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, str) or not value:
         raise BadRecord("missing image", f"found {type(value).__name__} {str(value)[:40]!r}; allowed: path or base64")
     if is_base64(value):
