@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from configs.schema import Config, InitConfig
+    from dataset.inference import Inference
     from models.model import Model
     from tasks.task import Task
 
@@ -52,6 +53,11 @@ class Rosetta:
 
         self.model, self.config = model, config
         self._inputs = Inference(config.data, config.model.image_encoder.image_size)
+
+    @property
+    def inputs(self) -> Inference:
+        """What prepares images and texts for the model."""
+        return self._inputs
 
     def encode_image(self, images: Images) -> Tensor:
         """Unit vectors (M, E)."""

@@ -55,6 +55,7 @@ TOOLS = Registry(
         "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",
         "export_onnx": "tasks.onnx_export:ExportOnnx",
+        "serve": "tasks.serve:Serve",
     },
 )
 

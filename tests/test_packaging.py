@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = {"faiss": "faiss-cpu", "PIL": "pillow", "cv2": "opencv-python-headless", "ruamel": "ruamel.yaml"}
 # Imported only where a setting asks for them, or read by another package on our behalf.
-OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece", "onnx", "onnxscript"}
+OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece", "onnx", "onnxscript", "python-multipart"}
 EXTRAS = ("requirements-serve.txt", "requirements-search.txt")  # what only some programs need
 PROGRAMS = ("bench", "compat", "configs", "dataset", "models", "objectives", "tasks", "utils")
 
