@@ -30,6 +30,7 @@ TRANSFORMS = Registry(
         "augmented_crop": "dataset.transforms:AugmentedCrop",
         "resize": "dataset.transforms:Resize",
         "steps": "dataset.image_steps:ImageSteps",
+        "clip_augment": "dataset.clip_augment:ClipAugment",
         "shift": "dataset.transforms:Shift",
     },
 )
