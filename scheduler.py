@@ -16,6 +16,7 @@ class ScheduleConfig:
     name: Literal["linear", "cosine", "constant", "epoch_cosine", "triangle", "steps"] = "linear"
     warmup: int | float = 0.1  # an int counts steps, a float is a share of all steps
     start: float = 0.0
+    first_step: Literal[0, 1] = 0  # 1: the warm-up's first step is one step up already, and its last at the peak
     floor: float = 0.0
     cycles: float = 0.5  # of the cosine: half a wave falls once
     milestones: list[int] = field(default_factory=list)  # `steps`: the rate is multiplied by gamma at each of them
@@ -49,7 +50,7 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int, st
     if config.name == "epoch_cosine":
         return _epoch_cosine(config, step, total_steps, warmup_steps, steps_per_epoch)
     if step < warmup_steps:
-        return config.start + (1 - config.start) * step / max(1, warmup_steps)
+        return config.start + (1 - config.start) * (step + config.first_step) / max(1, warmup_steps)
     remaining = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
     curves = {
         "linear": remaining,

@@ -41,6 +41,8 @@ class TrainConfig:
     accumulate: int = 1  # batches per step
     # One contrastive batch of all `accumulate` batches, at the memory of one of them (utils/decoupled.py).
     accumulate_decoupled: bool = False
+    # `repeated`: the temperature's gradient `accumulate` times, as in Chinese-CLIP's accum_freq.
+    decoupled_parameter_gradient: Literal["exact", "repeated"] = "exact"
     precision: Precision = "fp32"
     clip_norm: float = 0.0  # 0: no clipping
     log_every_steps: int = 50
@@ -91,13 +93,12 @@ class Trainer:
         if config.compile:
             task.compile()
         fresh = task.fresh_parameters()
-        self.loader = task.train_loader(rank(), world_size())
-        self.steps_per_epoch = len(self.loader) / config.accumulate
-        task.before_training(self.steps_per_epoch)
         trained = Replay(task) if config.accumulate_decoupled else task
         self.wrapped = wrap_module(trained, config.wrap, device, find_unused=config.find_unused_parameters)
         self.parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(task, optim, fresh)
+        self.loader = task.train_loader(rank(), world_size())
+        self.steps_per_epoch = len(self.loader) / config.accumulate
         self.total_steps = config.max_steps or int(config.epochs * self.steps_per_epoch)
         if self.total_steps < 1:
             batches = f"{config.epochs} epochs of {len(self.loader)} batches"
@@ -180,7 +181,7 @@ class Trainer:
                     parts = self.wrapped(batch)
                     loss = torch.stack([part.float() for part in parts.values()]).sum()
                 (loss * self.loss_scale.scale / self.config.accumulate).backward()
-            self.meter.add(parts, batch, waited)
+            self.meter.add(parts, batch, waited, self.task.statistics())
         return self.update()
 
     def decoupled_backward(self, batches: Iterator[Any]) -> None:
@@ -195,9 +196,10 @@ class Trainer:
             device=self.device,
             autocast=lambda: autocast(self.config.precision, self.device),
             scale=self.loss_scale.scale,
+            repeats_parameter_gradient=self.config.decoupled_parameter_gradient == "repeated",
         )
         for batch in taken:
-            self.meter.add(parts, batch, waited / len(taken))
+            self.meter.add(parts, batch, waited / len(taken), self.task.statistics())
 
     def update(self) -> Tensor:
         """Apply the gradients if they are finite on all ranks, and forget them; their norm ()."""

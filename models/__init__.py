@@ -7,6 +7,7 @@ IMAGE_ENCODERS = Registry(
     {
         "swin": "models.image_encoder:Swin",
         "vit": "models.image_encoder:ViT",
+        "resnet": "models.resnet:ResNet",
         "timm": "models.image_encoder:Timm",
     },
 )

@@ -8,14 +8,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.heads import Temperature
+from models.heads import LogScale, Temperature
 from models.image_encoder import ImageEncoder, RegionTokens
 from models.packing import Packing
 from models.projection import Projection
 from models.text_encoder import TextEncoder, TextState
-
-Projections = Literal["both", "image", "none"]
-
 
 Projections = Literal["both", "image", "none"]
 
@@ -51,9 +48,10 @@ class DualEncoder(nn.Module):
         *,
         embed_dim: int,
         shared_projection: bool,
-        temperature: Temperature | None,
+        temperature: Temperature | LogScale | None,
         projections: Projections = "both",
         projection_form: Projection.Config | None = None,
+        image_projection_form: Projection.Config | None = None,
     ) -> None:
         super().__init__()
         if shared_projection and image_encoder.width != text_encoder.width:
@@ -63,11 +61,12 @@ class DualEncoder(nn.Module):
             )
         self.image_encoder, self.text_encoder, self.temperature = image_encoder, text_encoder, temperature
         self.projection_form = form = projection_form or Projection.Config()
+        self.image_projection_form = image_form = image_projection_form or form
         self.text_projection = self.image_projection = None
         if projections == "both":
             self.text_projection = Projection.build(form, text_encoder.width, embed_dim)
         if projections != "none" and not shared_projection:
-            self.image_projection = Projection.build(form, image_encoder.width, embed_dim)
+            self.image_projection = Projection.build(image_form, image_encoder.width, embed_dim)
         for tower in (image_encoder, text_encoder):
             if tower.config.is_frozen:
                 tower.requires_grad_(False)
@@ -88,9 +87,18 @@ class DualEncoder(nn.Module):
         embed = self._embed_image(found.tokens)
         return RegionState(found.tokens, found.full, found.shares_patches, embed, mask, image_of_region)
 
+    def project_image(self, tokens: Tensor) -> Tensor:
+        """The image vectors (M, E) before they get their length."""
+        return (self.image_projection or self.text_projection)(tokens[:, 0])
+
+    def project_text(self, state: TextState) -> Tensor:
+        """The text vectors (T, E) before they get their length."""
+        return self.text_projection(self.text_encoder.pool(state))
+
     def _embed_image(self, tokens: Tensor) -> Tensor | None:
-        projection = self.image_projection or self.text_projection
-        return None if projection is None else Projection.finish(self.projection_form, projection(tokens[:, 0]))
+        if self.image_projection is None and self.text_projection is None:
+            return None
+        return Projection.finish(self.image_projection_form, self.project_image(tokens))
 
     def encode_text(
         self,
@@ -105,7 +113,7 @@ class DualEncoder(nn.Module):
         encoder = self.text_encoder
         state = encoder.encode_packed(ids, lengths) if isinstance(lengths, Packing) else encoder(ids, lengths)
         if self.text_projection is not None:
-            projected = self.text_projection(encoder.pool(state))
+            projected = self.project_text(state)
             if change_projected is not None:
                 projected = change_projected(projected)
             state.embed = Projection.finish(self.projection_form, projected)

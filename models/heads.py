@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +68,8 @@ class Temperature(nn.Module):
         # divides as its nearest end and gets no gradient (ZeroVL).
         clamps: Literal["stored", "used"] = "stored"
         is_learned: bool = True
+        # `log_scale`: the parameter is ln(1 / temperature), clamped after every step and at no other time (CLIP).
+        stored_as: Literal["value", "log_scale"] = "value"
 
         def __post_init__(self) -> None:
             is_inside = self.minimum <= self.initial <= self.maximum or not self.is_clamped
@@ -80,6 +83,14 @@ class Temperature(nn.Module):
         self.config = config
         self.value = nn.Parameter(torch.tensor(config.initial), requires_grad=config.is_learned)
 
+    @staticmethod
+    def build(config: Config) -> Temperature | LogScale:
+        """The module for what is stored."""
+        return (LogScale if config.stored_as == "log_scale" else Temperature)(config)
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+
     def forward(self) -> Tensor:
         """The temperature (), within its range as the config says."""
         if self.config.is_clamped and self.config.clamps == "used":
@@ -88,3 +99,26 @@ class Temperature(nn.Module):
             with torch.no_grad():
                 self.value.clamp_(self.config.minimum, self.config.maximum)
         return self.value.view(())  # sharded, it is stored as a vector of one number
+
+
+class LogScale(nn.Module):
+    """A temperature whose logarithm is learned, as CLIP's logit_scale = ln(1 / temperature).
+
+    It begins where the config or a checkpoint says, also outside the range, and is clamped after every optimizer step.
+    """
+
+    def __init__(self, config: Temperature.Config) -> None:
+        super().__init__()
+        self.config = config
+        start = torch.tensor(-math.log(config.initial))
+        self.log_scale = nn.Parameter(start, requires_grad=config.is_learned)
+
+    def after_step(self) -> None:
+        """Brings the parameter back into its range."""
+        if self.config.is_clamped:
+            with torch.no_grad():
+                self.log_scale.clamp_(-math.log(self.config.maximum), -math.log(self.config.minimum))
+
+    def forward(self) -> Tensor:
+        """The temperature ()."""
+        return (-self.log_scale.view(())).exp()

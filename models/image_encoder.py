@@ -17,6 +17,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.patch_masking import PatchMasking
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,6 +31,7 @@ class ImageConfig:
     mean: list[float] = field(default_factory=lambda: list(CLIP_MEAN))
     std: list[float] = field(default_factory=lambda: list(CLIP_STD))
     is_frozen: bool = False
+    recomputes_layers: bool = False  # in backward, instead of keeping what they computed: less memory, more time
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -99,6 +102,17 @@ class ImageEncoder(nn.Module):
             if hasattr(part, "fused_attn"):
                 # The fused kernel's backward is the slower form on a CPU; on an accelerator it saves the score matrix.
                 part.fused_attn = torch.cuda.is_available()
+        if config.recomputes_layers:
+            backbone.set_grad_checkpointing(True)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """As torch's; the running statistics of a frozen tower stay as they are."""
+        super().train(mode)
+        if self.config.is_frozen:
+            for part in self.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """images (M, 3, H, W): uint8 pixels, or floats that are normalised already. Returns tokens (M, 1 + N, D)."""
@@ -199,6 +213,7 @@ class ViT(ImageEncoder):
         final_norm: bool = True
         drop_path: float = 0.0
         dropout: float = 0.0
+        mask_ratio: float = 0.0  # of the patches of a training image, left out at random (FLIP)
         # Regions part from their image in so many last layers, where they see nothing but themselves (X-VLM, CCLM).
         num_region_layers: int = 4
 
@@ -208,6 +223,8 @@ class ViT(ImageEncoder):
                 raise ValueError(f"num_region_layers must not be negative, found {self.num_region_layers}")
             if self.image_size % self.patch_size:
                 raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            if not 0 <= self.mask_ratio < 1 or (self.mask_ratio and not self.class_token):
+                raise ValueError(f"mask_ratio must be in [0, 1), with a class_token; found {self.mask_ratio}")
             if self.width % self.num_heads:
                 raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 
@@ -235,6 +252,8 @@ class ViT(ImageEncoder):
             act_layer=QuickGELU if config.is_clip else nn.GELU,
             mlp_layer=Mlp,
         )
+        if config.mask_ratio:
+            backbone.patch_drop = PatchMasking(config.mask_ratio)
         super().__init__(config, backbone, "first" if config.class_token else "mean")
 
     def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionTokens:

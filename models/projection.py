@@ -18,8 +18,9 @@ class Projection:
     @dataclass
     class Config:
         # linear: with a bias, unit length (CCLM, CCRK, R2D2). simple: without a bias, divided by norm + 1e-8 (ZeroVL).
-        # complex: a residual block of two maps with LayerNorm, whose length is left alone (ZeroVL).
-        kind: Literal["linear", "simple", "complex"] = "linear"
+        # complex: a residual block of two maps with LayerNorm, whose length is left alone (ZeroVL). plain: without a
+        # bias, unit length (CLIP, Chinese-CLIP).
+        kind: Literal["linear", "simple", "complex", "plain"] = "linear"
         dropout: float = 0.1  # of `complex`
 
         def __post_init__(self) -> None:
@@ -31,7 +32,10 @@ class Projection:
         """The learned map, (n, D) -> (n, E)."""
         if config.kind == "complex":
             return ResidualProjection(width, embed_dim, config.dropout)
-        return nn.Linear(width, embed_dim, bias=config.kind == "linear")
+        projection = nn.Linear(width, embed_dim, bias=config.kind == "linear")
+        if config.kind == "plain":
+            nn.init.normal_(projection.weight, std=width**-0.5)
+        return projection
 
     @staticmethod
     def finish(config: Config, x: Tensor) -> Tensor:

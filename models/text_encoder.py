@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.packing import (
     Packing,
@@ -16,7 +17,6 @@ from models.packing import (
     pack,
     pack_stacked,
     positions_in_text,
-    read_first,
     select_texts,
     stacked_rows,
     token_rows,
@@ -95,6 +95,7 @@ class TextEncoder(nn.Module):
         pad_id: int = 1
         pooling: Literal["first", "mean"] = "first"
         is_frozen: bool = False
+        recomputes_layers: bool = False  # in backward, instead of keeping what they computed
 
         def __post_init__(self) -> None:
             self.layer()
@@ -145,20 +146,11 @@ class TextEncoder(nn.Module):
         """ids (T, L) of the texts of an existing packing."""
         x = self.embed(ids, packing)
         for layer in self.layers:
-            x = layer(x, packing)
+            if self.config.recomputes_layers and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, packing, use_reentrant=False)
+            else:
+                x = layer(x, packing)
         return TextState(x, packing)
-
-    def encode_pooled(self, ids: Tensor, packing: Packing) -> Tensor:
-        """`pool` of the texts ids (T, L), for those who read nothing else: (T, D); the last layer computes only what
-        is pooled.
-        """
-        if self.config.pooling != "first":
-            return self.pool(self.encode_packed(ids, packing))
-        x = self.embed(ids, packing)
-        for layer in self.layers[:-1]:
-            x = layer(x, packing)
-        rows = self.layers[-1](x, packing, reading=read_first(packing))  # by packed place
-        return torch.zeros_like(rows).index_copy(0, packing.order, rows)
 
     def embed(self, ids: Tensor, packing: Packing, first_position: int = 0) -> Tensor:
         """What the first layer reads (R, D); the texts begin at first_position."""

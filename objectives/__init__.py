@@ -11,6 +11,7 @@ OBJECTIVES = Registry(
         "triplet": "objectives.pairs:Triplet",
         "pair_distance": "objectives.pairs:PairDistance",
         "one_to_k": "objectives.contrastive:OneToK",
+        "distill": "objectives.distillation:ImageDistillation",
         "itm": "objectives.matching:HardNegativeMatching",
         "classify": "objectives.labels:ClassPrediction",
         "match": "objectives.labels:PairMatching",
@@ -19,8 +20,6 @@ OBJECTIVES = Registry(
         "ttm": "objectives.matching:TextMatching",
         "bbox": "objectives.boxes:BoxPrediction",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",
-        "tgd": "objectives.distillation:TargetGuidedDistillation",
-        "fgd": "objectives.distillation:FeatureGuidedDistillation",
         "answers": "objectives.answering:AnswerLikelihood",
     },
 )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from objectives.chunked_contrastive import Positives, contrastive_losses
+from objectives.chunked_contrastive import CHUNK_ELEMENTS, Positives, contrastive_losses
 from objectives.step import ObjectiveConfig, Step
 from utils.distributed import gather_rows, rank, rank_group, world_size
 
@@ -27,10 +27,9 @@ def gathered_contrastive_losses(
     is_exclusive: bool = False,
     smoothing: float = 0.0,
     group_size: int = 0,
-    shares: tuple[float, ...] = (1.0,),
 ) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image losses over the batch of all ranks; image (M, E), text (T, E) are this rank's
-    unit vectors, image_id (M,) and text_id (T,), or with several shares (M, K) and (T, K) as in `Positives`.
+    unit vectors.
 
     gather `exact`: each rank computes the rows of its own images, and the mean of gradients over ranks is the
     gradient of the whole batch. `local_slice`: each rank computes everything and keeps only the gradient of its own
@@ -39,7 +38,7 @@ def gathered_contrastive_losses(
     from image-to-text alone. `none`: this rank's batch alone. With a group_size, `exact` and `constant` see the batch
     of so many neighbouring ranks.
     """
-    options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing, "shares": shares}
+    options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing}
     group = rank_group(group_size)
     if gather == "constant":
         image_to_text = _rows_against_constants(image, text, temperature, image_id, text_id, group, options)
@@ -74,8 +73,8 @@ class EmbeddingObjective:
         """(M,) and (T,): a text is right for an image where these are equal."""
         return step.image_id, step.text_id
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
-        """The loss () with these ids: (M,) and (T,), or a column for each share, (M, K) and (T, K)."""
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+        """The loss () with these ids."""
         raise NotImplementedError
 
 
@@ -93,11 +92,10 @@ class Contrastive(EmbeddingObjective):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """Mean of both directions, and of the captions where they meet the images one after the other."""
         pairs = [(step.images.embed, embed, step.temperature, image_id, text_id) for embed in step.text_embeds]
-        options = {"gather": self.config.gather, "shares": shares}
-        sides = [side for pair in pairs for side in gathered_contrastive_losses(*pair, **options)]
+        sides = [side for pair in pairs for side in gathered_contrastive_losses(*pair, gather=self.config.gather)]
         return sum(sides) / len(sides)
 
 
@@ -125,6 +123,8 @@ class PairContrastive(EmbeddingObjective):
         gather: Gather = "exact"
         smoothing: float = 0.0
         group_size: int = 0  # neighbouring processes that see each other's pairs; 0: all
+        by_identity: bool = False  # every text of the same picture is right, as for `itc`
+        reports_accuracy: bool = False  # how often a pair's own partner is the most similar one, in the log
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -137,10 +137,12 @@ class PairContrastive(EmbeddingObjective):
 
     def ids(self, step: Step) -> tuple[Tensor, Tensor]:
         """A number for every image of all ranks."""
+        if self.config.by_identity:
+            return step.image_id, step.text_id
         image_id = torch.arange(len(step.images.embed), device=step.text_id.device) + (rank() << 40)
         return image_id, image_id[step.batch.image_of_text]
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """Mean of both directions."""
         sides = gathered_contrastive_losses(
             step.images.embed,
@@ -151,9 +153,23 @@ class PairContrastive(EmbeddingObjective):
             gather=self.config.gather,
             smoothing=self.config.smoothing,
             group_size=self.config.group_size,
-            shares=shares,
         )
         return sum(sides) / 2
+
+    @torch.no_grad()
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """For the log: percent () of right answers among the batch that the loss sees, and the temperature."""
+        if not self.config.reports_accuracy:
+            return {}
+        ids, group = self.ids(step), rank_group(self.config.group_size)
+        sides = {"image_to_text": (step.images.embed, step.texts.embed, *ids),
+                 "text_to_image": (step.texts.embed, step.images.embed, *ids[::-1])}  # fmt: skip
+        found = {}
+        for name, (rows, columns, row_id, column_id) in sides.items():
+            if self.config.gather != "none":
+                columns, column_id = (gather_rows(x, "none", group=group) for x in (columns, column_id))
+            found[f"{name}_accuracy"] = 100 * top_one_accuracy(rows, columns, row_id, column_id)
+        return found | {"temperature": step.temperature}
 
 
 class OneToK(EmbeddingObjective):
@@ -175,7 +191,7 @@ class OneToK(EmbeddingObjective):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
         """The loss (); texts need not have the same number of captions per image."""
         image_to_text, text_to_image = gathered_contrastive_losses(
             step.images.embed,
@@ -186,12 +202,18 @@ class OneToK(EmbeddingObjective):
             gather=self.config.gather,
             is_mean=False,
             is_exclusive=self.config.is_exclusive,
-            shares=shares,
         )
         divisor = self.config.divisor
         if divisor == 0:
             divisor = len(text_id) / len(image_id)
         return (image_to_text + text_to_image) / 2 / (divisor if divisor > 0 else 1)
+
+
+def top_one_accuracy(rows: Tensor, columns: Tensor, row_id: Tensor, column_id: Tensor) -> Tensor:
+    """Share () of the rows (M, E) whose most similar column (T, E) has their id, in chunks of rows."""
+    size = max(1, CHUNK_ELEMENTS // len(columns))
+    nearest = torch.cat([(part @ columns.float().T).argmax(dim=1) for part in rows.float().split(size)])
+    return (column_id[nearest] == row_id).float().mean()
 
 
 def vicreg_statistics(image: Tensor, text: Tensor, captions: int) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ TASKS = Registry(
         "nlvr": "tasks.image_text:ImageText",
         "nlvr_pretrain": "tasks.image_text:ImageText",
         "gqa": "tasks.vqa:QuestionAnswering",
+        "chinese_clip": "tasks.image_text:ImageText",
         "r2d2_retrieval": "tasks.image_text:ImageText",
         "r2d2_matching": "tasks.image_text:ImageText",
     },
@@ -36,6 +37,7 @@ DEFAULT_CONFIG = {
     "nlvr": "configs/cclm/nlvr.yaml",
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
     "gqa": "configs/cclm/gqa.yaml",
+    "chinese_clip": "configs/chinese_clip/vit_b_16.yaml",
     "r2d2_retrieval": "configs/r2d2/flickr_cna_large.yaml",
     "r2d2_matching": "configs/r2d2/iqm_large.yaml",
 }
@@ -50,12 +52,8 @@ TOOLS = Registry(
         "check_data": "tasks.check_data:CheckData",
         "score": "tasks.score:Score",
         "build_lmdb": "tasks.build_lmdb:BuildLmdb",
-        "search": "tasks.search:Search",
-        "evaluate_predictions": "tasks.evaluate_predictions:EvaluatePredictions",
-        "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",
         "export_onnx": "tasks.onnx_export:ExportOnnx",
-        "serve": "tasks.serve:Serve",
     },
 )
 

@@ -232,7 +232,7 @@ class RetrievalEvaluation:
                 is_probability=self.config.match_score == "probability",
                 on_progress=bar.update,
             )
-        weight = self.config.similarity_weight / model.temperature.value + self.config.cosine_weight
+        weight = self.config.similarity_weight / model.temperature() + self.config.cosine_weight
         return candidates, scores + weight * similarity
 
     def is_shown(self, gallery: Gallery) -> bool:
@@ -307,7 +307,7 @@ def _join(folds: list[LanguageRanks]) -> LanguageRanks:
 
 
 def _device(model: Model) -> torch.device:
-    return model.temperature.value.device
+    return next(model.parameters()).device
 
 
 def _image_blocks(origin: list[tuple[Gallery, int]], size: int) -> Iterator[list[int]]:

@@ -98,9 +98,6 @@ class ToyTask(nn.Module):
             loss = loss * torch.nan
         return {"square": loss, "size": 1e-3 * self.head.weight.square().sum()}
 
-    def before_training(self, steps_per_epoch: float) -> None:
-        pass
-
     def after_step(self) -> None:
         self.mean.lerp_(torch.full_like(self.mean, self.mean.item() + 1), 0.5)
 
@@ -113,6 +110,9 @@ class ToyTask(nn.Module):
 
     def headline_value(self, metrics: dict[str, Any]) -> float:
         return metrics["mean"][self.headline]
+
+    def statistics(self) -> dict:
+        return {}
 
     def fresh_parameters(self) -> set[str]:
         return set()

@@ -45,8 +45,12 @@ def decoupled_backward(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager],
     scale: Tensor,
+    repeats_parameter_gradient: bool = False,
 ) -> dict[str, Tensor]:
     """Add the gradient of the loss over all micro-batches, times scale (), to the parameters; the loss's parts.
+
+    repeats_parameter_gradient: what the loss reads itself (the temperature) gets its gradient once for every
+    micro-batch, as Chinese-CLIP's accum_freq gives it.
 
     wrapped is a `Replay` of the task, perhaps inside DDP: gradients travel once, with the last micro-batch. Batches
     stay where they are and visit the device once per pass. Running statistics of batch norms see every batch twice.
@@ -64,11 +68,9 @@ def decoupled_backward(
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     loss = torch.stack([part.float() for part in parts.values()]).sum() * scale
     gradients = torch.autograd.grad(loss, [*joint.values(), *trained.values()], allow_unused=True)
-    shares = {
-        name: torch.zeros_like(joint[name]).split(counts[name]) if gradient is None else gradient.split(counts[name])
-        for name, gradient in zip(joint, gradients)
-    }
-    of_parameters = {n: g for n, g in zip(trained, gradients[len(joint) :], strict=True) if g is not None}
+    shares = {n: gradient.split(counts[n]) for n, gradient in zip(joint, gradients) if gradient is not None}
+    repeats = len(batches) if repeats_parameter_gradient else 1
+    of_parameters = {n: g * repeats for n, g in zip(trained, gradients[len(joint) :], strict=True) if g is not None}
     after = capture_random_state(device)
     for k, batch in enumerate(batches):
         restore_random_state(states[k], device)

@@ -19,12 +19,20 @@ class Meter:
     def reset(self) -> None:
         self.parts: dict[str, Tensor] = {}
         self.num_parts: Counter[str] = Counter()  # an objective may take part in some steps only
+        self.noted: set[str] = set()  # parts that are no losses
         self.num_batches, self.num_tokens, self.num_padded_tokens = 0, 0, 0
         self.waited_seconds, self.started = 0.0, time.perf_counter()
 
-    def add(self, parts: dict[str, Tensor], batch: Any, waited_seconds: float) -> None:
-        """Count one batch with its loss parts () each."""
-        for name, value in parts.items():
+    def add(
+        self,
+        parts: dict[str, Tensor],
+        batch: Any,
+        waited_seconds: float,
+        statistics: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Count one batch with its loss parts () each; statistics () each are reported beside them."""
+        self.noted |= set(statistics or {})
+        for name, value in {**parts, **(statistics or {})}.items():
             value = value.detach().float()
             self.parts[name] = self.parts[name] + value if name in self.parts else value
             self.num_parts[name] += 1
@@ -43,7 +51,7 @@ class Meter:
         values = sums.tolist()
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
-            "loss": sum(values) / self.num_batches,
+            "loss": sum(v for name, v in zip(names, values, strict=True) if name not in self.noted) / self.num_batches,
             **{f"train/{name}": value / self.num_parts[name] for name, value in zip(names, values, strict=True)},
             "samples_per_second": batch_size * self.num_batches / seconds,
             "data_wait_share": self.waited_seconds / seconds,
@@ -54,9 +62,10 @@ class Meter:
         """The sums that a resumed run continues; times start anew."""
         counts = (self.num_batches, self.num_tokens, self.num_padded_tokens)
         parts = {name: (value.cpu(), self.num_parts[name]) for name, value in self.parts.items()}
-        return {"parts": parts, "counts": counts}
+        return {"parts": parts, "counts": counts, "noted": sorted(self.noted)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.parts = {name: value.to(device) for name, (value, _) in state["parts"].items()}
         self.num_parts = Counter({name: count for name, (_, count) in state["parts"].items()})
         self.num_batches, self.num_tokens, self.num_padded_tokens = state["counts"]
+        self.noted = set(state["noted"])
