@@ -31,6 +31,7 @@ ROLES = {
 }
 
 UNKNOWN = ("<unk>", "[UNK]")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def clean_caption(text: str, max_words: int) -> str:
@@ -123,6 +124,8 @@ def load_tokenizer(path: str | os.PathLike) -> TextTokenizer:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such tokenizer; allowed: folder, *.json[.gz], *.txt, *.model")
     file = _find_tokenizer_file(path) if path.is_dir() else path
+    if file.name == TOKENIZER_CONFIG:
+        return _original_bert(file)
     try:
         tokenizer = _read_tokenizer(file)
     except Exception as error:  # the Rust side raises plain Exception for a broken file
@@ -139,10 +142,20 @@ def _read_tokenizer(file: Path) -> Tokenizer:
 
 def _find_tokenizer_file(folder: Path) -> Path:
     names = ("tokenizer.json", "tokenizer.json.gz", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
-    for name in names:
+    for name in (*names, TOKENIZER_CONFIG):
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"{folder}: holds no tokenizer; allowed: {', '.join(names)}")
+
+
+def _original_bert(file: Path) -> TextTokenizer:
+    """The tokenizer of a folder that names another one's vocabulary, to be read as BERT's first release did."""
+    from dataset.original_bert import load_original_bert
+
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if not settings.get("original_bert"):
+        raise FileNotFoundError(f"{file.parent}: holds no tokenizer, only its {TOKENIZER_CONFIG}")
+    return load_original_bert(file.parent / settings["vocab_file"])
 
 
 def _wordpiece(file: Path) -> Tokenizer:
@@ -150,7 +163,7 @@ def _wordpiece(file: Path) -> Tokenizer:
     words = [line.rstrip("\r\n") for line in file.read_text(encoding="utf-8").split("\n")]
     if words and not words[-1]:
         words.pop()
-    place = file.with_name("tokenizer_config.json")
+    place = file.with_name(TOKENIZER_CONFIG)
     settings = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
     vocab = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
@@ -208,7 +221,6 @@ class SkipgramMasker:
 
     @dataclass
     class Config:
-        name: str = "skipgram"
         mask_prob: float = 0.4
         max_masks: int = 12
         skipgram_prob: float = 0.2
@@ -227,11 +239,6 @@ class SkipgramMasker:
 
     def __init__(self, config: Config, mask_id: int, vocab_size: int) -> None:
         self.config, self.mask_id, self.vocab_size = config, mask_id, vocab_size
-
-    @classmethod
-    def of(cls, config: Config, tokenizer: TextTokenizer) -> SkipgramMasker:
-        """The masker for texts of a tokenizer."""
-        return cls(config, tokenizer.mask_id, tokenizer.vocab_size)
 
     def num_masked(self, num_tokens: int) -> int:
         """How many tokens of a text are hidden; begin and end marks count as tokens."""
