@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from configs.schema import Config, InitConfig
-    from dataset.inference import Inference
     from models.model import Model
     from tasks.task import Task
 
@@ -34,12 +33,11 @@ def load(path: str | os.PathLike, config: str | os.PathLike | None = None, *, de
     config: the YAML that describes the model; by default the `config.yaml` beside or above the checkpoint, else the
     released system's own. Raises FileNotFoundError or ValueError that says what was found and what is allowed.
     """
-    from configs.schema import load_settings
     from models.model import Model
     from utils.remote import local_copy
 
     weights = find_weights(local_copy(path))
-    settings = load_settings(config or find_config(weights))
+    settings = settings_of(weights, config)
     model = Model(settings.model)
     load_weights(model, weights)
     return Rosetta(model.eval().to(device), settings)
@@ -53,11 +51,6 @@ class Rosetta:
 
         self.model, self.config = model, config
         self._inputs = Inference(config.data, config.model.image_encoder.image_size)
-
-    @property
-    def inputs(self) -> Inference:
-        """What prepares images and texts for the model."""
-        return self._inputs
 
     def encode_image(self, images: Images) -> Tensor:
         """Unit vectors (M, E)."""
@@ -145,20 +138,33 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def find_config(weights: Path) -> Path:
-    """The config.yaml of the run that wrote the weights, else the configuration of the system they come from."""
-    for folder in list(weights.resolve().parents)[:4]:
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
-    from compat.weights import released_config, tensors_of
+def settings_of(weights: Path, config: str | os.PathLike | None = None) -> Config:
+    """The settings that describe the model of a weights file: those named, those of the run that wrote it, else those
+    of the system that it comes from, in the file's own sizes where these tell themselves.
+    """
+    from configs.schema import Config, load_settings
+    from utils.config import load_config
+
+    own = config or find_config(weights)
+    if own is not None:
+        return load_settings(own)
+    from compat.weights import released_config, released_sizes, tensors_of
     from utils.checkpoint import read_weights
 
-    released = released_config(tensors_of(read_weights(weights)))
+    state = tensors_of(read_weights(weights))
+    released = released_config(state)
     if released is None:
         raise ValueError(
             f"{weights}: no config.yaml beside these weights, and they are of no known system; name a config"
         )
-    return ROOT / released
+    sizes = released_sizes(state)
+    return load_config(Config, ROOT / released, {"model": sizes} if sizes else None)
+
+
+def find_config(weights: Path) -> Path | None:
+    """The config.yaml of the run that wrote the weights, if there is one."""
+    folders = list(weights.resolve().parents)[:4]
+    return next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def load_weights(
@@ -230,6 +236,8 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     from utils.remote import local_copy
 
     init = config.init
+    if not is_evaluation:
+        load_teacher(task, config)
     if (Path(config.output_dir) / "checkpoints").is_dir() and not is_evaluation:
         return []
     notes = []
@@ -242,6 +250,16 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     if init.checkpoint_by_language and is_evaluation:
         task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
     return notes
+
+
+def load_teacher(task: Task, config: Config) -> None:
+    """Give a task that distils its teacher, which is evaluated only and no part of what is trained or saved."""
+    from utils.remote import local_copy
+
+    for objective in config.objectives.values():
+        if objective.name == "distill":
+            teacher = load(local_copy(objective.teacher), objective.teacher_config or None).model
+            task.teachers = [teacher.requires_grad_(False)]
 
 
 def load_weights_of(language: str, task: Task, init: InitConfig) -> None:

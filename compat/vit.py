@@ -74,9 +74,9 @@ def _cclm_name(name: str) -> str:
     )
 
 
-def interpolate_positions(table: Tensor, grid: int, kept: int) -> Tensor:
+def interpolate_positions(table: Tensor, grid: int, kept: int, *, align_corners: bool = False) -> Tensor:
     """A position table (1, c + g^2, D) for another grid: (1, c + grid^2, D), bicubic; the first c = `kept` rows, those
-    of the class token and its like, stay.
+    of the class token and its like, stay. Chinese-CLIP aligns corners.
     """
     side = round((table.shape[1] - kept) ** 0.5)
     if side**2 != table.shape[1] - kept:
@@ -84,6 +84,6 @@ def interpolate_positions(table: Tensor, grid: int, kept: int) -> Tensor:
     if side == grid:
         return table
     places = table[:, kept:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, D, g, g)
-    places = F.interpolate(places, size=(grid, grid), mode="bicubic", align_corners=False)
+    places = F.interpolate(places, size=(grid, grid), mode="bicubic", align_corners=align_corners)
     places = places.permute(0, 2, 3, 1).reshape(1, grid**2, -1).to(table.dtype)
     return torch.cat([table[:, :kept], places], dim=1)

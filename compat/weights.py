@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from compat import bert, cclm_weights, r2d2_weights, swin, vit, zerovl_weights
+from compat import bert, cclm_weights, chinese_clip_weights, r2d2_weights, swin, vit, zerovl_weights
 from compat.layout import State, Translation
 from compat.parts import fit_parts
 
 # Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
 # CCRK's weights are CCLM's, PRD2's are R2D2's.
-SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights, "zerovl": zerovl_weights}
+SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights, "zerovl": zerovl_weights, "chinese_clip": chinese_clip_weights}
 # What `--task export --to` may name: the system and its stage.
 EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
@@ -29,6 +29,8 @@ EXPORTS = {
     "r2d2": ("r2d2", "r2d2"),
     "prd2": ("r2d2", "prd2"),
     "zerovl": ("zerovl", "clip"),
+    "chinese_clip": ("chinese_clip", "original"),
+    "chinese_clip_hf": ("chinese_clip", "transformers"),
 }
 
 _OUR_PREFIX = "model."
@@ -64,6 +66,12 @@ def released_config(state: State) -> str | None:
     """
     system = recognise(state)
     return SYSTEMS[system].released_config(state) if system in SYSTEMS else None
+
+
+def released_sizes(state: State) -> dict[str, Any]:
+    """The `model` settings that the shapes of a state dict tell, where the system reads them; {} where it does not."""
+    system = SYSTEMS.get(recognise(state))
+    return system.released_sizes(state) if hasattr(system, "released_sizes") else {}
 
 
 def translate(state: State, model: dict[str, Any]) -> Translation:

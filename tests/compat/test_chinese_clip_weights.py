@@ -1,0 +1,120 @@
+"""Chinese-CLIP's weights in every layout, and the released sizes."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rosetta
+from compat.chinese_clip_sizes import CONFIGS, model_section, named_config
+from compat.chinese_clip_weights import image_weights
+from compat.weights import recognise, released_config, released_sizes, to_original, translate
+from configs.schema import load_settings
+from models.model import Model
+from optim import make_groups
+from tests.parity.conftest import OWN_FIXTURES
+from tests.parity.runners.chinese_clip_model import build_model, raw_image
+from utils.config import build, to_tree
+
+FIXTURES = OWN_FIXTURES / "chinese_clip"
+MANIFEST = json.loads((FIXTURES / "manifest.json").read_text(encoding="utf-8"))
+TINY = json.loads((FIXTURES / "vit_tiny/config.json").read_text(encoding="utf-8"))
+
+
+def meta_model(path):
+    settings = load_settings(rosetta.ROOT / path)
+    with torch.device("meta"):
+        return Model(settings.model), settings
+
+
+def tiny_state(name="vit_tiny"):
+    return load_file(FIXTURES / name / "state_dict.safetensors")
+
+
+@pytest.mark.parametrize("vision, text, path", CONFIGS, ids=[row[0] for row in CONFIGS])
+def test_released_sizes_have_the_original_s_keys_shapes_and_decays(vision, text, path):
+    expected = MANIFEST[vision]
+    assert expected["text_model"] == text
+    model, settings = meta_model(path)
+    tree = to_tree(model.config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters == expected["params_total"]
+    original = to_original(model.state_dict(), tree, "chinese_clip")
+    shapes = {name: value[0] for name, value in expected["state_dict"].items()}
+    assert {name: list(value.shape) for name, value in original.items()} == shapes
+    if "hf_state_dict" in expected:
+        theirs = to_original(model.state_dict(), tree, "chinese_clip_hf")
+        assert {name: list(value.shape) for name, value in theirs.items()} == {
+            name: value[0] for name, value in expected["hf_state_dict"].items()
+        }
+        assert released_config(theirs) == path
+    assert recognise(original) == "chinese_clip" and released_config(original) == path
+    # The original's rule, on its own names.
+    [free, decayed] = sorted(make_groups(model, settings.optim), key=lambda group: group["weight_decay"])
+    assert free["weight_decay"] == 0 and decayed["weight_decay"] == 0.2
+    for group, is_free in ((free, True), (decayed, False)):
+        chosen = {name: parameter.detach() for name, parameter in group["params"]}
+        found = to_original(chosen, tree, "chinese_clip")
+        assert all(any(word in name for word in ("bn", "ln", "bias", "logit_scale")) == is_free for name in found)
+        assert len(found) == expected["no_weight_decay" if is_free else "with_weight_decay"]
+
+
+@pytest.mark.parametrize("vision, text, path", CONFIGS, ids=[row[0] for row in CONFIGS])
+def test_our_files_say_what_the_original_s_say(vision, text, path):
+    config = build(Model.Config, model_section(named_config(vision, text)))
+    assert to_tree(config) == to_tree(meta_model(path)[0].config)
+
+
+@pytest.mark.parametrize("case", ["vit_tiny", "resnet_tiny"])
+def test_a_file_of_any_size_is_loaded_by_its_own_shapes(case, tmp_path):
+    state = tiny_state(case)
+    assert released_sizes(state)["image_encoder"]["image_size"] == (32 if case == "vit_tiny" else 64)
+    pooled = {"bert.pooler.dense.weight": torch.zeros(32, 32), "bert.pooler.dense.bias": torch.zeros(32)}
+    wrapped = {f"module.{name}": value for name, value in (state | pooled).items()}
+    torch.save({"epoch": 15, "step": 0, "name": "released", "state_dict": wrapped}, tmp_path / "clip_cn_tiny.pt")
+    model = rosetta.load(tmp_path / "clip_cn_tiny.pt").model
+    found = to_original(model.state_dict(), to_tree(model.config), "chinese_clip")
+    assert all(torch.equal(found[name], value) for name, value in state.items()) and len(found) == len(state)
+
+
+@pytest.mark.parametrize("layout", ["chinese_clip", "chinese_clip_hf"])
+def test_an_exported_file_is_read_back_equal(layout, tmp_path):
+    save_file(tiny_state(), tmp_path / "bare.safetensors")
+    path = rosetta.export_weights(tmp_path / "bare.safetensors", layout, tmp_path)
+    again = rosetta.load(path).model.state_dict()
+    first = rosetta.load(tmp_path / "bare.safetensors").model.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_transformers_has_no_resnet():
+    model = build_model(json.loads((FIXTURES / "resnet_tiny/config.json").read_text()), tiny_state("resnet_tiny"))
+    with pytest.raises(ValueError, match="has no ResNet; export it as chinese_clip"):
+        to_original(model.state_dict(), to_tree(model.config), "chinese_clip_hf")
+
+
+def test_another_model_is_not_written_as_chinese_clip():
+    model, settings = meta_model("configs/zerovl/zerovl.yaml")
+    with pytest.raises(ValueError, match="this model is another"):
+        to_original(model.state_dict(), to_tree(model.config), "chinese_clip")
+
+
+def test_a_missing_third_of_a_projection_is_told_by_the_name_of_the_whole():
+    state = {n: v for n, v in load_file(FIXTURES / "hf_transformers/state_dict.safetensors").items()}
+    del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
+    translation = translate(state, model_section(TINY))
+    assert translation.missing == ["visual.transformer.resblocks.1.attn.in_proj_weight"]
+
+
+def test_clip_s_image_side_fills_tower_projection_and_temperature():
+    state = {n: v for n, v in tiny_state().items() if re.match("visual|logit_scale", n)}
+    found = image_weights(state | {"token_embedding.weight": torch.zeros(2, 2)}, model_section(TINY))
+    assert not found.missing and list(found.left_out) == ["token_embedding.weight"]
+    assert {"image_projection.weight", "temperature.log_scale"} <= set(found.state)
+
+
+def test_positions_of_another_grid_are_interpolated():
+    config = TINY | {"image_resolution": 48}
+    model = build_model(config, {n: v for n, v in tiny_state().items()})
+    assert raw_image(model, torch.zeros(1, 3, 48, 48)).shape == (1, 16)
