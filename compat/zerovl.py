@@ -9,6 +9,7 @@ from typing import Any
 from compat.bert import text_tree
 from compat.flags import nested
 from compat.zerovl_defaults import PUBLISHED, knows, resolve
+from compat.zerovl_rules import group_rules
 from utils.config import ConfigError
 from utils.config_tree import Node, located, plain, read_file
 
@@ -73,10 +74,6 @@ def settings_of(original: dict[str, Any], place: str, notices: list[str]) -> dic
     """Our settings by dotted key for a resolved configuration."""
     if original["model"]["name"] != "clip":
         raise ConfigError(f"{place}: model.name '{original['model']['name']}' is not the dual encoder 'clip'")
-    if original["transforms"]["random_erasing"]["reprob"] > 0:
-        raise ConfigError(f"{place}: transforms.random_erasing.reprob must be 0: pictures stay whole bytes here")
-    if original["model"]["freeze_cnn_bn"]:
-        raise ConfigError(f"{place}: model.freeze_cnn_bn is not offered; freeze the tower with trainable: False")
     settings = {
         **_model(original["model"], original["transforms"], place),
         **_objective(original["loss"], place),
@@ -84,6 +81,9 @@ def settings_of(original: dict[str, Any], place: str, notices: list[str]) -> dic
         **_training(original, place),
         **_weights(original),
     }
+    if original["optim"]["param_group_rules"]:
+        tree = {name: settings[f"model.{name}"] for name in ("text_encoder", "projection_form", "temperature")}
+        settings["optim.rules"] = group_rules(original["optim"]["param_group_rules"], tree, place)
     if original["data"]["train_steps"] > 0:
         settings["train.max_steps"] = original["data"]["train_steps"] * original["epoch"]
     if original["runner"]["stable_random"] != "step" and settings["train.accumulate_decoupled"]:
@@ -94,6 +94,8 @@ def settings_of(original: dict[str, Any], place: str, notices: list[str]) -> dic
 def _model(model: dict[str, Any], transforms: dict[str, Any], place: str) -> dict[str, Any]:
     image, text, projection = model["image_encoder"], model["text_encoder"], model["projection"]
     tower = _image_tower(image["tag"], transforms["input_size"])
+    if tower["name"] == "timm" and (model["freeze_cnn_bn"] or model["syncbn"]):
+        tower["batch_norm"] = "frozen" if model["freeze_cnn_bn"] else "synced"
     tower |= {**transforms["normalize"], "is_frozen": not image["trainable"]}
     if text["target_token_idx"] != 0:
         raise ConfigError(f"{place}: model.text_encoder.target_token_idx must be 0, the first token")
@@ -187,6 +189,10 @@ def _steps(transforms: dict[str, Any], key: str) -> dict[str, Any]:
             found[setting] = transforms[name]["size"]
     if "random_resize_crop" in names:
         found["scale"] = transforms["random_resize_crop"]["scale"]
+    erasing = transforms["random_erasing"]
+    if key == "train_transforms" and erasing["reprob"] > 0:
+        chosen = {"probability": erasing["reprob"], "kind": erasing["remode"], "count": erasing["recount"]}
+        found["erasing"] = chosen | transforms["normalize"]
     return found
 
 
@@ -195,10 +201,6 @@ def _training(original: dict[str, Any], place: str) -> dict[str, Any]:
     name = {"torch.optim.AdamW": "adamw", "LARS": "lars"}.get(optim["name"])
     if name is None or lr["name"] not in SCHEDULES:
         raise ConfigError(f"{place}: optim.name {optim['name']} with optim.lr.name {lr['name']} is not known")
-    rules = [
-        {"match": rule["regex"].replace("LayerNorm", "norm"), **rule.get("param", {})}
-        for rule in optim["param_group_rules"].values()
-    ]
     param, epochs, warmup = lr["param"], original["epoch"], float(lr["warmup_proportion"])
     if lr["warmup_epoch"] is not None:
         warmup = lr["warmup_epoch"] / epochs
@@ -211,7 +213,6 @@ def _training(original: dict[str, Any], place: str) -> dict[str, Any]:
         "optim.momentum": optim["param"].get("momentum"),
         "optim.no_decay": [],
         "optim.decays_vectors": True,
-        "optim.rules": rules or None,
         "schedule.name": SCHEDULES[lr["name"]],
         "schedule.warmup": 0.0 if lr["name"] == "constant_schedule" else warmup,
         "schedule.floor": param.get("min_lr_scale", 0.01) if lr["name"].endswith("min_lr_scale") else None,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from dataset.auto_augment import auto_augment
 from dataset.decode import EncodedImage, open_image
+from dataset.erasing import ErasingConfig, erase
 from dataset.transforms import TwoHalves, channels_first, draw_crop
 
 JITTER = 0.4
@@ -25,6 +26,10 @@ class ImageSteps(TwoHalves):
         resize: int = 256  # both sides (`resize`) or the shorter one (`resize_bicubic`)
         crop: int = 0  # of center_crop and random_crop; 0: image_size
         scale: list[float] = field(default_factory=lambda: [0.6, 1.0])  # of the area, random_resize_crop
+        strength: float = 1.0  # of color_distortion
+        blur_probability: float = 0.5  # of gaussian_blur
+        blur_radius: list[float] = field(default_factory=lambda: [0.1, 2.0])
+        erasing: ErasingConfig = field(default_factory=ErasingConfig)
 
         def __post_init__(self) -> None:
             unknown = [step for step in self.steps if step not in STEPS]
@@ -34,6 +39,11 @@ class ImageSteps(TwoHalves):
                 raise ValueError(f"scale must be two shares 0 < low <= high <= 1, found {self.scale}")
             if self.resize < 1 or self.crop < 0:
                 raise ValueError(f"resize must be at least 1 and crop not negative; found {self.resize}, {self.crop}")
+            if self.strength < 0 or not 0 <= self.blur_probability <= 1:
+                found = f"{self.strength}, {self.blur_probability}"
+                raise ValueError(f"strength must not be negative and blur_probability in [0, 1]; found {found}")
+            if len(self.blur_radius) != 2 or not 0 <= self.blur_radius[0] <= self.blur_radius[1]:
+                raise ValueError(f"blur_radius must be two numbers 0 <= low <= high, found {self.blur_radius}")
 
     def __init__(self, config: Config, image_size: int) -> None:
         self.config, self.image_size, self.crop = config, image_size, config.crop or image_size
@@ -54,7 +64,7 @@ class ImageSteps(TwoHalves):
         image = Image.fromarray(encoded.decode())
         for step in self.config.steps:
             image = STEPS[step](self, image, generator)
-        return channels_first(np.asarray(image))
+        return erase(channels_first(np.asarray(image)), self.config.erasing, generator)
 
 
 def _resize(steps: ImageSteps, image: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -99,11 +109,39 @@ def _random_flip(steps: ImageSteps, image: Image.Image, generator: np.random.Gen
 
 def _color_jitter(steps: ImageSteps, image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Brightness, contrast and saturation, each by a factor in 0.6 ... 1.4, in any order."""
+    return _jittered(image, JITTER, 0.0, generator)
+
+
+def _color_distortion(steps: ImageSteps, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """SimCLR's (arXiv 2002.05709, appendix A): colours jittered four times in five, grey one time in five."""
+    if generator.random() < 0.8:
+        image = _jittered(image, 0.8 * steps.config.strength, 0.2 * steps.config.strength, generator)
+    return ImageOps.grayscale(image).convert("RGB") if generator.random() < 0.2 else image
+
+
+def _jittered(image: Image.Image, change: float, turn: float, generator: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by a factor in 1 +- change, the hue by up to +- turn of a circle, in any
+    order.
+    """
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    factors = generator.uniform(1 - JITTER, 1 + JITTER, len(kinds)).tolist()
-    for number in generator.permutation(len(kinds)).tolist():
-        image = kinds[number](image).enhance(factors[number])
+    factors = generator.uniform(max(0.0, 1 - change), 1 + change, len(kinds)).tolist()
+    angle = float(generator.uniform(-turn, turn)) if turn else 0.0
+    for number in generator.permutation(len(kinds) + (turn > 0)).tolist():
+        image = kinds[number](image).enhance(factors[number]) if number < len(kinds) else turn_hue(image, angle)
     return image
+
+
+def turn_hue(image: Image.Image, angle: float) -> Image.Image:
+    """The image with every hue moved by `angle` circles."""
+    hue, saturation, value = image.convert("HSV").split()
+    moved = (np.asarray(hue).astype(np.int16) + int(angle * 255)).astype(np.uint8)  # 256 hues, round and round
+    return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
+
+
+def _gaussian_blur(steps: ImageSteps, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    if generator.random() >= steps.config.blur_probability:
+        return image
+    return image.filter(ImageFilter.GaussianBlur(float(generator.uniform(*steps.config.blur_radius))))
 
 
 def _auto_augment(steps: ImageSteps, image: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -119,4 +157,6 @@ STEPS: dict[str, Callable[[ImageSteps, Image.Image, np.random.Generator], Image.
     "random_resize_crop": _random_resize_crop,
     "autoaug": _auto_augment,
     "color_jitter": _color_jitter,
+    "color_distortion": _color_distortion,
+    "gaussian_blur": _gaussian_blur,
 }

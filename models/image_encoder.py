@@ -280,6 +280,8 @@ class Timm(ImageEncoder):
         model: str = "vit_base_patch16_224"
         name: str = "timm"
         drop_path: float = 0.0
+        # Statistics of batch norms: of each process's batch, of the batch of all (GPUs only), or as loaded for good.
+        batch_norm: Literal["local", "synced", "frozen"] = "local"
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -292,8 +294,19 @@ class Timm(ImageEncoder):
         if any(word in config.model for word in ("vit", "swin", "deit", "beit", "eva")):
             options["img_size"] = config.image_size
         backbone = timm.create_model(config.model, pretrained=False, num_classes=0, **options)
+        if config.batch_norm == "synced":
+            backbone = timm.layers.convert_sync_batchnorm(backbone)
         has_class_token = getattr(backbone, "cls_token", None) is not None
         super().__init__(config, backbone, "first" if has_class_token else "mean")
+
+    def train(self, mode: bool = True) -> Timm:
+        """As always; frozen batch norms stay as in evaluation."""
+        super().train(mode)
+        if self.config.batch_norm == "frozen":
+            for part in self.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+        return self
 
 
 def _layer_norm(eps: float) -> type[nn.LayerNorm]:

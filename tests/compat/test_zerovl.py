@@ -1,5 +1,6 @@
 """ZeroVL's commands: its files, its published names, its overrides beside ours."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from compat.command import settle
 from compat.command_line import parse
 from compat.processes import Processes
 from compat.zerovl_defaults import PUBLISHED
+from compat.zerovl_rules import our_match
+from compat.zerovl_weights import entries
 from configs.schema import Config
 from tasks import DEFAULT_CONFIG
 from utils.config import ConfigError, build
@@ -52,7 +55,7 @@ def test_a_users_file_is_read_with_its_tuple_tag(tmp_path):
     assert config.data.batch_size == 16 and config.train.accumulate == 8 and config.train.accumulate_decoupled
     assert config.data.batches_per_draw == 8 and config.optim.lr == 1.0 and config.train.max_steps == 5
     assert config.data.train.files == {"toy": [f"{tmp_path}/toy/train_anno.csv"]}
-    assert config.optim.rules[0].match == r"norm\.weight" and config.optim.betas == [0.9, 0.98]
+    assert config.optim.rules[0].weight_decay == 0 and config.optim.betas == [0.9, 0.98]
     assert config.init.checkpoint == "old.pth" and config.init.only == ["image_encoder", "image_projection"]
     assert config.objectives["mixup"].objective.name == "nce"
 
@@ -82,3 +85,39 @@ def test_flags_of_the_launcher_and_the_evaluation_tool_are_ours_too():
     words = ["--task=clip", "--cfg=x.yaml", "--ckpt_path=y.pth", "--nproc_per_node=8", "--master_port=-1"]
     arguments = parse([*words, "--exp_name=run", "--no-local-log"])
     assert (arguments.config, arguments.checkpoint, arguments.nproc, arguments.port) == ("x.yaml", "y.pth", 8, None)
+
+
+RULE = r"bias|mask_token|cls_token|pos_embed|norm1\.weight|norm\.weight|norm2\.weight|LayerNorm\.weight"
+TREE = {"text_encoder": {"num_layers": 2}, "projection_form": {"kind": "simple"}, "temperature": {"is_learned": True}}
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [RULE, r"LayerNorm\.weight", "text_encoder", r"^image_encoder\.model\.model\.blocks\.1\.", r"layer\.1\.", "."],
+)
+def test_a_rule_finds_the_parameters_that_it_found_in_the_original(regex):
+    image = [f"blocks.{n}.{end}" for n in range(2) for end in ("norm1.weight", "attn.qkv.bias", "mlp.fc1.weight")]
+    pairs = [(f"image_encoder.model.model.{end}", f"image_encoder.backbone.{end}") for end in (*image, "norm.weight")]
+    pairs += [(theirs, entry.ours) for entry in entries(TREE) for theirs in entry.theirs]
+    match = our_match(regex, TREE, "x.yaml")
+    for theirs, ours in pairs:
+        assert bool(re.search(match, f"model.{ours}")) == bool(re.search(regex, theirs)), (theirs, ours)
+
+
+def test_a_rule_that_parts_one_matrix_is_refused():
+    with pytest.raises(ConfigError, match="'query' parts query, key, value, which are one matrix here"):
+        our_match("query", TREE, "x.yaml")
+
+
+def test_erasing_and_batch_norms_of_the_original_are_ours():
+    words = [
+        "--cfg",
+        "configs/clip/zerovl.yaml",
+        "model.image_encoder.tag=resnet50",
+        "transforms.random_erasing.reprob=0.3",
+    ]
+    config = config_of(*words, "transforms.random_erasing.recount=2", "data.train_type=debias")
+    erasing = config.data.train_transform.erasing
+    assert (erasing.probability, erasing.count, erasing.mean) == (0.3, 2, [0.485, 0.456, 0.406])
+    assert config.model.image_encoder.batch_norm == "synced"
+    assert config_of(*words, "model.freeze_cnn_bn=True").model.image_encoder.batch_norm == "frozen"

@@ -55,3 +55,19 @@ def test_impossible_sizes_are_refused_before_building(tower, config, message):
 
 def test_timm_names_are_those_of_the_library():
     assert timm.is_model(Timm.Config().model)
+
+
+def test_frozen_batch_norms_stay_as_loaded():
+    found = {}
+    for kind in ("local", "frozen"):
+        encoder = Timm(Timm.Config(model="resnet10t", image_size=32, batch_norm=kind)).train()
+        before = {name: value.clone() for name, value in encoder.named_buffers() if "running" in name}
+        encoder(torch.randn(2, 3, 32, 32))
+        found[kind] = all(torch.equal(value, before[name]) for name, value in encoder.named_buffers() if name in before)
+    assert found == {"local": False, "frozen": True}
+
+
+def test_synced_batch_norms_keep_their_names():
+    plain, synced = (Timm(Timm.Config(model="resnet10t", image_size=32, batch_norm=b)) for b in ("local", "synced"))
+    assert plain.state_dict().keys() == synced.state_dict().keys()
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in synced.modules())
