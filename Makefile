@@ -1,5 +1,6 @@
 # make quickstart      train and evaluate the bundled ten-language picture set on the CPU (minutes)
 # make quickstart-15   the same with a longer plan
+# make serve           open a page that searches with the quickstart's model (SERVE="images=[folder] port=8001")
 # make test            run the test suite
 # make lint            check the style
 #
@@ -8,15 +9,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
+EXTRA = requirements-serve.txt
 INSTALLED = $(VENV)/.installed-$(notdir $(REQUIREMENTS))
 RUN = $(VENV)/bin/python run.py --task pretrain
+OPEN = run.py --task serve --checkpoint output/quickstart
 
-.PHONY: help quickstart quickstart-15 test lint
+.PHONY: help quickstart quickstart-15 serve test lint
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -31,15 +34,25 @@ $(INSTALLED): $(REQUIREMENTS) $(VENV)/.created
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(INSTALLED)
+$(VENV)/.installed-serve: $(EXTRA) $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(EXTRA)
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(EXTRA) $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
 quickstart: $(INSTALLED)
 	$(RUN) --config configs/quickstart.yaml --output_dir output/quickstart
+	@echo
+	@echo "Search with it in your browser:  make serve"
+	@echo "or, with $(EXTRA) installed:  python3 $(OPEN)"
 
 quickstart-15: $(INSTALLED)
 	$(RUN) --config configs/quickstart_15min.yaml --output_dir output/quickstart-15
+
+serve: $(VENV)/.installed-serve
+	$(VENV)/bin/python $(OPEN) $(SERVE)
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from configs.schema import Config, InitConfig
+    from dataset.inference import Inference
     from models.model import Model
     from tasks.task import Task
 
@@ -51,6 +52,11 @@ class Rosetta:
 
         self.model, self.config = model, config
         self._inputs = Inference(config.data, config.model.image_encoder.image_size)
+
+    @property
+    def inputs(self) -> Inference:
+        """What prepares images and texts for the model."""
+        return self._inputs
 
     def encode_image(self, images: Images) -> Tensor:
         """Unit vectors (M, E)."""
@@ -257,9 +263,9 @@ def load_teacher(task: Task, config: Config) -> None:
     from utils.remote import local_copy
 
     for objective in config.objectives.values():
-        if objective.name == "distill":
+        if objective.name == "distill_images":
             teacher = load(local_copy(objective.teacher), objective.teacher_config or None).model
-            task.teachers = [teacher.requires_grad_(False)]
+            task.outside_teachers = [teacher.requires_grad_(False)]
 
 
 def load_weights_of(language: str, task: Task, init: InitConfig) -> None:

@@ -70,7 +70,7 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
         if arguments.dry_run:
             print(to_yaml(config), end="")
             return 0
-        if not is_worker():
+        if not is_worker() and not arguments.forecast:
             from tasks.prepare import prepare
 
             remote = None if arguments.restart else arguments.remote_output
@@ -78,6 +78,12 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
         choose_devices(plan.processes)
+        if arguments.forecast:
+            from forecast import told_by_main
+
+            with process_group(config.seed) as device:
+                print(told_by_main(config, device), end="")
+            return 0
         return execute(config, plan.actions, arguments, argv)
     except (ConfigError, FileNotFoundError) as error:
         return leave(error, WRONG_USE, arguments)

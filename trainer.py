@@ -93,12 +93,13 @@ class Trainer:
         if config.compile:
             task.compile()
         fresh = task.fresh_parameters()
+        self.loader = task.train_loader(rank(), world_size())
+        self.steps_per_epoch = len(self.loader) / config.accumulate
+        task.before_training(self.steps_per_epoch)
         trained = Replay(task) if config.accumulate_decoupled else task
         self.wrapped = wrap_module(trained, config.wrap, device, find_unused=config.find_unused_parameters)
         self.parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(task, optim, fresh)
-        self.loader = task.train_loader(rank(), world_size())
-        self.steps_per_epoch = len(self.loader) / config.accumulate
         self.total_steps = config.max_steps or int(config.epochs * self.steps_per_epoch)
         if self.total_steps < 1:
             batches = f"{config.epochs} epochs of {len(self.loader)} batches"

@@ -49,6 +49,7 @@ def make_parser() -> Parser:
     what.add_argument("--evaluate", action="store_true", help="evaluate the test split, no training")
     what.add_argument("--restart", action="store_true", help="start over instead of continuing from output_dir")
     what.add_argument("--dry_run", action="store_true", help="check everything, print the settings, build nothing")
+    what.add_argument("--forecast", action="store_true", help="print what the training will cost, from a few steps")
     what.add_argument(
         "settings", nargs="*", metavar="key=value", help="any setting of the configuration, as optim.lr=1e-5"
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dataset.data import DataConfig
 from dataset.labelled import LabelledConfig
 from dataset.streams import StreamConfig, check_streams
 from models.model import Model
+from models.momentum import MomentumTowers
 from objectives import OBJECTIVES
 from optim import OptimConfig
 from scheduler import ScheduleConfig
@@ -56,6 +57,10 @@ class Config:
     seed: int = 42
     objectives: dict[str, Annotated[Any, OBJECTIVES]] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)  # training data beside data.train
+    teacher: MomentumTowers.Config = field(default_factory=MomentumTowers.Config)  # where an objective needs one
+    # `masked`: the model sees texts with words hidden, and the one pass serves all objectives (R2D2's enhanced
+    # training); `complete`: masked words get a pass of their own.
+    student_text: Literal["complete", "masked"] = "complete"
     evaluation: Annotated[Any, EVALUATIONS] = field(default_factory=RetrievalEvaluation.Config)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -89,7 +94,19 @@ class Config:
             self.data.batches_per_draw = self.train.accumulate
         if "match" in self.objectives:
             self._check_pair_data()
+        self._check_distillation()
         check_embedding_objectives(self.objectives, self.train.accumulate_decoupled)
+
+    def _check_distillation(self) -> None:
+        """Teachers and masked students exist for images with one text each."""
+        if self.student_text == "masked" and getattr(self.objectives.get("itm"), "positive_text", "") == "first":
+            raise ValueError("student_text 'masked' is for one text per image, not for itm.positive_text 'first'")
+        for name, stream in self.streams.items():
+            unfit = [each for each, objective in stream.objectives.items() if objective.reads_teacher]
+            if unfit:
+                raise ValueError(f"streams.{name}.objectives.{unfit[0]} needs the teacher, which sees data.train alone")
+        if self.model.projections != "both" and any(each.reads_teacher for each in self.objectives.values()):
+            raise ValueError("objectives.tgd and fgd compare embeddings; they need model.projections 'both'")
 
     def _check_labelled_data(self) -> None:
         """Texts with classes need a model with as many classes that reads as many images."""

@@ -1,4 +1,4 @@
-"""Data sets and transforms by name; the classes are imported when a config asks for one."""
+"""Data sets, transforms and maskers by name; the classes are imported when a config asks for one."""
 
 from utils.registry import Registry
 
@@ -6,6 +6,7 @@ DATASETS = Registry(
     "data set",
     {
         "captioned_images": "dataset.pretrain:CaptionedImages",
+        "image_texts": "dataset.image_texts:ImageTexts",
         "regions": "dataset.regions:RegionImages",
         "parallel_text": "dataset.parallel_text:ParallelTexts",
         "image_text_pairs": "dataset.retrieval:ImageTextPairs",
@@ -29,6 +30,9 @@ TRANSFORMS = Registry(
         "augmented_crop": "dataset.transforms:AugmentedCrop",
         "resize": "dataset.transforms:Resize",
         "steps": "dataset.image_steps:ImageSteps",
+        "clip_augment": "dataset.clip_augment:ClipAugment",
         "shift": "dataset.transforms:Shift",
     },
 )
+
+MASKERS = Registry("masker", {"skipgram": "dataset.text:SkipgramMasker", "tokens": "dataset.masking:TokenMasker"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -75,16 +75,21 @@ def _warp(image: Image.Image, name: str, amount: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, rows[name], filtering, fillcolor=GREY)
 
 
-def apply_policy(image: Image.Image, number: int, uniforms: Iterator[float], signs: Iterator[int]) -> Image.Image:
+Operate = Callable[[Image.Image, str, int, int], Image.Image]
+
+
+def apply_policy(
+    image: Image.Image, number: int, uniforms: Iterator[float], signs: Iterator[int], operate: Operate = apply_operation
+) -> Image.Image:
     """The picture after the operations of a policy whose uniform draw falls below their probability."""
     for probability, name, level in POLICIES[number]:
         if next(uniforms) < probability:
-            image = apply_operation(image, name, level, next(signs))
+            image = operate(image, name, level, next(signs))
     return image
 
 
-def auto_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """The picture after a policy drawn at random."""
+def auto_augment(image: Image.Image, generator: np.random.Generator, operate: Operate = apply_operation) -> Image.Image:
+    """The picture after a policy drawn at random; `operate` says what a level of an operation does."""
     number, uniforms = int(generator.integers(len(POLICIES))), generator.random(2).tolist()
     signs = np.where(generator.random(2) < 0.5, -1, 1).tolist()
-    return apply_policy(image, number, iter(uniforms), iter(signs))
+    return apply_policy(image, number, iter(uniforms), iter(signs), operate)

@@ -13,14 +13,14 @@ from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from dataset import DATASETS, TRANSFORMS
+from dataset import DATASETS, MASKERS, TRANSFORMS
 from dataset.bad_records import BadRecords
 from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, ImageReader
 from dataset.labelled import LabelledSet
 from dataset.loader import Loader
 from dataset.readers import list_files
-from dataset.samples import Preprocessing, stable_id
+from dataset.samples import Masker, Preprocessing, stable_id
 from dataset.streams import MAIN, StreamConfig, StreamLoader
 from dataset.text import SkipgramMasker, load_tokenizer
 from dataset.transforms import AugmentedCrop, Resize
@@ -53,7 +53,7 @@ class DataConfig:
     languages: list[str] = field(default_factory=list)  # evaluate only these; none: all that the files have
     train_transform: Annotated[Any, TRANSFORMS] = field(default_factory=AugmentedCrop.Config)
     test_transform: Annotated[Any, TRANSFORMS] = field(default_factory=Resize.Config)
-    mask: SkipgramMasker.Config = field(default_factory=SkipgramMasker.Config)
+    mask: Annotated[Any, MASKERS] = field(default_factory=SkipgramMasker.Config)
     batch_size: int = 128
     # A debiased mixture stays with a set for so many batches; 0: for the batches that train.accumulate_decoupled joins.
     batches_per_draw: int = 0
@@ -247,8 +247,8 @@ class Data:
         )
         return DATASETS.load(stream.train.name)(stream.train, preprocessing)
 
-    def _masker(self, config: SkipgramMasker.Config) -> SkipgramMasker:
-        return SkipgramMasker(config, self.tokenizer.mask_id, self.tokenizer.vocab_size)
+    def _masker(self, config: Any) -> Masker:
+        return MASKERS.load(config.name).of(config, self.tokenizer)
 
     @property
     def _cache_dir(self) -> str | None:

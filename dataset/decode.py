@@ -38,6 +38,10 @@ class EncodedImage:
                 pass  # strict about harmless faults too; Pillow tells them from truncation
         return _decode_with_pillow(self.data)
 
+    def open(self) -> Image.Image:
+        """The picture in the mode of its file: palette, grey, RGB, with alpha."""
+        return Image.fromarray(self.decode()) if self.fast else _load_with_pillow(self.data, None)
+
 
 def open_image(data: bytes) -> EncodedImage:
     """Size and kind of an encoded picture; BadRecord if it is none or too large."""
@@ -84,9 +88,14 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
+    return np.array(_load_with_pillow(data, "RGB"))
+
+
+def _load_with_pillow(data: bytes, mode: str | None) -> Image.Image:
+    """The whole picture in a mode, or in its own."""
     with _open_with_pillow(data) as image:
         try:
-            return np.array(image.convert("RGB"))
+            return image.copy() if mode is None else image.convert(mode)
         except Exception as error:  # as above
             is_cut = isinstance(error, (OSError, EOFError)) and "truncated" in str(error).lower()
             reason = "truncated image" if is_cut else "unreadable image"

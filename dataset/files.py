@@ -117,7 +117,8 @@ class Files:
         archive, member = split_member(path)
         if member is not None:
             names = self._zip(archive).namelist()
-            inside = [name for name in names if name.startswith(member.rstrip("/") + "/") and not name.endswith("/")]
+            folder = member.rstrip("/") + "/" if member else ""  # `a.zip::` is all of it
+            inside = [name for name in names if name.startswith(folder) and not name.endswith("/")]
             return [path] if member in names else [f"{archive}::{name}" for name in sorted(inside)]
         if is_remote(path):
             system, inner = fsspec.core.url_to_fs(path)

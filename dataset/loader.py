@@ -1,8 +1,8 @@
 """Batches in an order that depends on seed and epoch only, from a position counted in samples of the whole run.
 
 Every rank computes the same global order and takes its slice of every global batch, so a run may go on with another
-number of ranks or workers: no sample is lost or repeated, and a sample's random draws depend on seed, epoch and its
-number only.
+number of ranks or workers: no sample is lost or repeated, and a sample's random draws depend on seed, epoch, its number
+and how often the epoch had it before, only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ NUM_SPARES = 64
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank reads for one batch: record numbers, and those that follow in case none of them is readable."""
+    """What one rank reads for one batch: record numbers, how often the epoch had each of them before, and the numbers
+    that follow in case none of them is readable.
+    """
 
     epoch: int
     indices: np.ndarray
+    repeats: np.ndarray
     spares: np.ndarray
     num_global: int
 
@@ -54,8 +57,9 @@ class Layout:
             return whole
         return whole + (rest >= self.world_size)
 
-    def cut(self, order: np.ndarray, epoch: int, start: int) -> Iterator[Share]:
-        """This rank's shares of the batches that are left."""
+    def cut(self, order: np.ndarray, epoch: int, start: int, has_repeats: bool = False) -> Iterator[Share]:
+        """This rank's shares of the batches that are left; has_repeats: the order may name a record several times."""
+        repeats = count_repeats(order) if has_repeats else np.broadcast_to(0, len(order))
         num_batches = self.count_batches(start)
         for k in range(num_batches):
             stop = start + self.batch_size
@@ -64,8 +68,18 @@ class Layout:
             size = stop - start
             first, last = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
             spares = np.take(order, range(stop, stop + NUM_SPARES), mode="wrap")
-            yield Share(epoch, order[first:last], spares, size)
+            yield Share(epoch, order[first:last], repeats[first:last], spares, size)
             start = stop
+
+
+def count_repeats(order: np.ndarray) -> np.ndarray:
+    """How often each record of an order stood in it before: (n,)."""
+    by_record = np.argsort(order, kind="stable")
+    place, ordered = np.arange(len(order)), order[by_record]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(order)]
+    repeats = np.empty(len(order), np.int64)
+    repeats[by_record] = place - np.maximum.accumulate(np.where(is_first, place, 0))
+    return repeats
 
 
 class Loader:
@@ -134,7 +148,8 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         if self.consumed == 0:
             self.bad_records.start_epoch()
-        cut = functools.partial(self.layout.cut, self.order(self.epoch), self.epoch, self.consumed)
+        order = self.order(self.epoch)
+        cut = functools.partial(self.layout.cut, order, self.epoch, self.consumed, has_repeats=self.plan is not None)
         # No reference back to this loader: workers end at once when it goes, not when cycles are collected.
         self._shares.cut = cut
         for share, batch in zip(cut(), self._batches):
@@ -194,8 +209,8 @@ class _ShareReader(Dataset):
 
     def __getitem__(self, share: Share) -> Any:
         samples, skipped = [], []
-        for index in share.indices.tolist():
-            sample = self._read(index, share.epoch, skipped)
+        for index, repeat in zip(share.indices.tolist(), share.repeats.tolist(), strict=True):
+            sample = self._read(index, share.epoch, skipped, repeat)
             if sample is not None:
                 samples.append(sample)
         for index in share.spares.tolist() if not samples else ():  # a rank without any record would stall the others
@@ -208,8 +223,9 @@ class _ShareReader(Dataset):
             return DataError(f"none of {len(share.indices) + len(share.spares)} records could be used:\n  {listed}")
         return self.dataset.collate(samples, skipped)
 
-    def _read(self, index: int, epoch: int, skipped: list[Skipped]) -> Any:
-        generator = np.random.default_rng([self.seed, epoch, index])
+    def _read(self, index: int, epoch: int, skipped: list[Skipped], repeat: int = 0) -> Any:
+        # A record that an epoch has again (a small set of a debiased mixture) is drawn anew.
+        generator = np.random.default_rng([self.seed, epoch, index] + [repeat] * (repeat > 0))
         try:
             return self.dataset.sample(index, generator)
         except BadRecord as error:

@@ -1,5 +1,5 @@
-"""Records from JSON-lines files, JSON lists and CSV tables, any number of files and folders, each reachable by its
-number.
+"""Records from JSON lines, JSON lists, CSV tables and tar shards, any number of files and folders, each reachable by
+its number.
 
 JSON-lines files and tables are indexed once by the byte offset of every line (8 bytes each, kept in a cache folder).
 """
@@ -7,10 +7,8 @@ JSON-lines files and tables are indexed once by the byte offset of every line (8
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dataset.files import BadRecord, DataError, Files, Stamp
-from utils.remote import is_remote
+from dataset.index_cache import index_place, read_index, write_index
+from dataset.tar_shards import TarSource
 
-INDEX_VERSION = 1
-HEADER = 5  # version, file size, time of change, number of lines, number of blank lines
 CHUNK_BYTES = 8 * 1024 * 1024
 IGNORED_NAME = "_SUCCESS"  # left behind by Hadoop jobs beside their shards
 MAX_LINE_BYTES = 512 * 1024 * 1024
@@ -76,21 +73,18 @@ class LineIndex:
     """Builds line indices and keeps them in a folder; where that cannot be written, in memory only."""
 
     def __init__(self, files: Files, cache_dir: str | os.PathLike | None) -> None:
-        self.files, self.cache_dir = files, Path(cache_dir) if cache_dir else None
+        self.files, self.cache_dir = files, cache_dir
 
     def load(self, path: str, *, is_quoted: bool = False) -> Lines:
         """The lines of a file, from the cache when size and time of change still agree."""
         stamp = self.files.stamp(path)
-        key = os.path.abspath(path) + ("?quoted" if is_quoted else "")
-        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".npy"
-        # A remote file does not say when it changed, so nothing kept of it could be trusted.
-        place = self.cache_dir / name if self.cache_dir and not is_remote(path) else None
-        cached = _read_index(place, stamp) if place else None
-        if cached is not None:
-            return cached
+        place = index_place(self.cache_dir, path, "quoted" if is_quoted else "")
+        kept = read_index(place, stamp)
+        if kept is not None and len(kept) and len(kept) > int(kept[0]) + 1:
+            first_blank = 2 + int(kept[0])
+            return Lines(kept[1:first_blank], kept[first_blank:])
         lines = find_lines(self._chunks(path, stamp), is_quoted=is_quoted)
-        if place:
-            _write_index(place, stamp, lines)
+        write_index(place, stamp, np.concatenate([[len(lines)], lines.starts, lines.blanks]).astype(np.int64))
         return lines
 
     def _chunks(self, path: str, stamp: Stamp) -> Iterator[bytes]:
@@ -99,37 +93,6 @@ class LineIndex:
             return
         for start in range(0, stamp.size, CHUNK_BYTES):
             yield self.files.read_part(path, start, min(CHUNK_BYTES, stamp.size - start))
-
-
-def _read_index(place: Path, stamp: Stamp) -> Lines | None:
-    try:
-        table = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # absent or cut short: build it anew
-    if table.ndim != 1 or table.dtype != np.int64 or len(table) < HEADER:
-        return None
-    version, size, mtime_ns, num_lines, num_blanks = (int(number) for number in table[:HEADER])
-    if (version, size, mtime_ns) != (INDEX_VERSION, stamp.size, stamp.mtime_ns):
-        return None
-    if len(table) != HEADER + num_lines + 1 + num_blanks:
-        return None
-    return Lines(table[HEADER : HEADER + num_lines + 1], table[HEADER + num_lines + 1 :])
-
-
-def _write_index(place: Path, stamp: Stamp, lines: Lines) -> None:
-    header = np.array([INDEX_VERSION, stamp.size, stamp.mtime_ns, len(lines), len(lines.blanks)], np.int64)
-    table = np.concatenate([header, lines.starts, lines.blanks])
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent, suffix=".tmp")
-    except OSError:
-        return  # a read-only place: the index stays in memory
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, table)
-        os.replace(temporary, place)
-    except OSError:
-        os.unlink(temporary)
 
 
 class Source(Protocol):
@@ -335,8 +298,8 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
 
 
 def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None = None) -> Source:
-    """Lines that `parse` reads; without it a table by its name (.csv), a JSON list or JSON lines, told apart by the
-    first character of the file.
+    """Lines that `parse` reads; without it a tar or a table by its name (.tar, .csv), a JSON list or JSON lines, told
+    apart by the first character of the file.
     """
     try:
         stamp = files.stamp(path)
@@ -345,6 +308,8 @@ def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None =
         raise FileNotFoundError(f"{path}: no such data file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read; {error}") from error
+    if parse is None and path.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        return TarSource(path, files, index.cache_dir)
     if parse is None and path.lower().endswith((".csv", ".csv.gz")):
         return TableSource(path, files, index.load(path, is_quoted=True))
     if parse is None and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":

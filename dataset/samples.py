@@ -15,7 +15,7 @@ import torch
 
 from dataset.batch import IGNORED_TARGET, ImageTextBatch, MaskedText, Skipped, pad_texts
 from dataset.files import MAX_FILE_BYTES, BadRecord, Files, join_path
-from dataset.text import MaskedIds, PieceLookup, SkipgramMasker, TextTokenizer, clean_caption
+from dataset.text import MaskedIds, PieceLookup, TextTokenizer, clean_caption
 from dataset.transforms import Transform
 
 UNKNOWN_LANGUAGE = "und"  # of texts that are not told by language
@@ -24,6 +24,12 @@ MAX_CHARACTERS = 8192  # a book in place of a caption, without a blank, would ke
 MAX_POSITIONS = 512  # what BERT-family text towers have; only captions that are not cut to max_tokens reach it
 # How the base64 of JPEG, PNG, WebP, GIF, BMP and TIFF files begins.
 BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk0", "SUkqA", "TU0AK")
+
+
+class Masker(Protocol):
+    """Hides tokens that a model has to guess; all chance comes from the generator."""
+
+    def mask(self, ids: Sequence[int], generator: np.random.Generator) -> MaskedIds: ...
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Preprocessing:
     max_tokens: int = 40
     max_words: int = 40
     truncate: bool = True
-    masker: SkipgramMasker | None = None
+    masker: Masker | None = None
     files: Files = field(default_factory=Files)
     cache_dir: str | None = None
     clean: Callable[[Any, int], str] = field(default_factory=lambda: clean)
@@ -137,7 +143,9 @@ def is_base64(value: str) -> bool:
 
 
 def read_image(value: Any, root: str, files: Files) -> bytes:
-    """The encoded picture that a record names by path (below root) or holds as base64: the content decides."""
+    """The encoded picture that a record holds, as bytes or base64, or names by a path (below root)."""
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, str) or not value:
         raise BadRecord("missing image", f"found {type(value).__name__} {str(value)[:40]!r}; allowed: path or base64")
     if is_base64(value):
@@ -176,7 +184,7 @@ def image_key(value: str) -> str:
 
 
 def mask_texts(
-    texts: Sequence[Sequence[int]], masker: SkipgramMasker | None, generator: np.random.Generator
+    texts: Sequence[Sequence[int]], masker: Masker | None, generator: np.random.Generator
 ) -> list[MaskedIds] | None:
     """Every text with words hidden, or None without a masker."""
     return None if masker is None else [masker.mask(text, generator) for text in texts]
@@ -205,7 +213,13 @@ def collate_masks(masked: Sequence[MaskedIds], ids: torch.Tensor) -> MaskedText 
     all_ids = ids.clone()  # (T, L), the padding is already right
     for row, text in enumerate(masked):
         all_ids[row, : len(text.ids)] = torch.from_numpy(text.ids)
-    targets = torch.from_numpy(np.stack([text.targets for text in masked]))  # (T, P)
-    positions = torch.from_numpy(np.stack([text.positions for text in masked]))  # (T, P)
+    most = max(len(text.targets) for text in masked)
+    targets = torch.from_numpy(_stack([text.targets for text in masked], most, IGNORED_TARGET))  # (T, P)
+    positions = torch.from_numpy(_stack([text.positions for text in masked], most, 0))  # (T, P)
     assert bool((positions[targets == IGNORED_TARGET] == 0).all())
     return MaskedText(ids=all_ids, positions=positions, targets=targets)
+
+
+def _stack(rows: Sequence[np.ndarray], length: int, filler: int) -> np.ndarray:
+    """Rows of any lengths, filled up: (n, length)."""
+    return np.stack([np.pad(row, (0, length - len(row)), constant_values=filler) for row in rows])

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from dataset import DATASETS, TRANSFORMS
+from dataset import DATASETS, MASKERS, TRANSFORMS
 from dataset.files import DataError
 from dataset.loader import Loader
 from dataset.text import SkipgramMasker
@@ -30,7 +30,7 @@ class StreamConfig:
     probability: float = 1.0  # that an iteration takes a batch of it; 0: its files are not even opened
     replaces_image: bool = False  # it is taken instead of the images; the very first iteration takes both
     train_transform: Annotated[Any, TRANSFORMS] | None = None  # none: that of data
-    mask: SkipgramMasker.Config = field(default_factory=SkipgramMasker.Config)
+    mask: Annotated[Any, MASKERS] = field(default_factory=SkipgramMasker.Config)
     batch_size: int = 128
     max_tokens: int = 40
     max_words: int = 40

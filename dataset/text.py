@@ -221,6 +221,7 @@ class SkipgramMasker:
 
     @dataclass
     class Config:
+        name: str = "skipgram"
         mask_prob: float = 0.4
         max_masks: int = 12
         skipgram_prob: float = 0.2
@@ -239,6 +240,11 @@ class SkipgramMasker:
 
     def __init__(self, config: Config, mask_id: int, vocab_size: int) -> None:
         self.config, self.mask_id, self.vocab_size = config, mask_id, vocab_size
+
+    @classmethod
+    def of(cls, config: Config, tokenizer: TextTokenizer) -> SkipgramMasker:
+        """The masker for texts of a tokenizer."""
+        return cls(config, tokenizer.mask_id, tokenizer.vocab_size)
 
     def num_masked(self, num_tokens: int) -> int:
         """How many tokens of a text are hidden; begin and end marks count as tokens."""

@@ -163,12 +163,17 @@ class Resize(TwoHalves):
     @dataclass
     class Config:
         name: str = "resize"
+        # Chinese-CLIP resizes a palette, grey levels or alpha as they stand in the file, and turns the result to RGB.
+        in_own_mode: bool = False
 
     def __init__(self, config: Config, image_size: int) -> None:
-        self.image_size = image_size
+        self.config, self.image_size = config, image_size
 
     def prepare(self, data: bytes) -> np.ndarray:
         """(3, S, S) uint8, the same bits as Pillow's bicubic resize."""
+        if self.config.in_own_mode:
+            resized = open_image(data).open().resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+            return channels_first(np.asarray(resized.convert("RGB")))
         return channels_first(resize_like_pillow(decode_image(data), self.image_size))
 
     def finish(self, image: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:

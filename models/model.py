@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import IMAGE_ENCODERS, TEXT_ENCODERS
@@ -35,6 +36,17 @@ class ImageSide:
     keys: list[KeyValue]
     queries: TextState | None
     is_attended: bool
+
+
+@dataclass
+class FusedMasked:
+    """Masked texts after the fusion stack: their first tokens (T, D); tokens (Q, D) at masked positions, ready for the
+    vocabulary, and their targets (Q,).
+    """
+
+    first: Tensor
+    tokens: Tensor
+    target: Tensor
 
 
 class Model(DualEncoder):
@@ -142,13 +154,18 @@ class Model(DualEncoder):
             queries = self.image_fusion.attend_texts(queries) if is_reused else queries
         return ImageSide(self.project_images(tokens), queries, is_reused)
 
-    def pair_logits(self, images: ImageSide, texts: TextSide, image: Tensor, text: Tensor) -> Tensor:
+    def pair_logits(
+        self, images: ImageSide, texts: TextSide, image: Tensor, text: Tensor, fused: Tensor | None = None
+    ) -> Tensor:
         """Two logits per pair and stack, index 1 = they belong together: (P, S, 2), S = 1 or 2 stacks.
 
-        image (P,) and text (P,) number the images and texts of each pair.
+        image (P,) and text (P,) number the images and texts of each pair; fused (F, D) are first tokens of the first
+        F pairs that the text stack has made already.
         """
-        queries = texts.queries.select(text)
-        sides = [self.match_logits(queries, images.keys, image, is_attended=texts.is_attended)]
+        num_fused = 0 if fused is None else len(fused)
+        queries = texts.queries.select(text[num_fused:])
+        logits = self.match_logits(queries, images.keys, image[num_fused:], is_attended=texts.is_attended)
+        sides = [logits if fused is None else torch.cat([self.match_head(fused).float(), logits])]
         if self.image_fusion is not None:
             queries = images.queries.select(image)
             fused = self.image_fusion.first_tokens(queries, texts.keys, text, is_attended=images.is_attended)
@@ -202,6 +219,25 @@ class Model(DualEncoder):
         placed = targets[chosen_packing.order]  # (M, P) by packed place
         target = placed[placed >= 0] if len(fused) != placed.numel() else placed.flatten()
         return self.masked_language_head(fused), target
+
+    def fuse_masked(self, texts: TextState, keys: list[KeyValue], positions: Tensor, targets: Tensor) -> FusedMasked:
+        """Texts that were encoded with their masks, text m with image m, in a single pass for both heads.
+
+        positions and targets (M, P), a negative target marks an unused slot.
+        """
+        order = texts.packing.order
+        is_wanted = F.pad(targets >= 0, (1, 0), value=True)  # (M, 1 + P), the first token and the masked ones
+        reading = read_positions(texts.packing, F.pad(positions, (1, 0)), is_wanted)
+        fused = self.text_fusion(texts, keys, torch.arange(len(order), device=order.device), reading)
+        placed, is_kept = targets[order], is_wanted[order]  # by packed place
+        if len(fused) == is_kept.numel():  # the host does not know which slots are used
+            by_slot = fused.view(*is_kept.shape, -1)  # (M, 1 + P, D)
+            first, masked, target = by_slot[:, 0], by_slot[:, 1:].flatten(0, 1), placed.flatten()
+        else:
+            is_first = (torch.arange(is_kept.shape[1], device=order.device) == 0).expand_as(is_kept)[is_kept]
+            first, masked, target = fused[is_first], fused[~is_first], placed[placed >= 0]
+        by_text = torch.zeros_like(first).index_copy(0, order, first)
+        return FusedMasked(by_text, self.masked_language_head(masked), target)
 
     def match_logits(
         self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor, *, is_attended: bool = False

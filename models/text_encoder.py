@@ -17,6 +17,7 @@ from models.packing import (
     pack,
     pack_stacked,
     positions_in_text,
+    read_first,
     select_texts,
     stacked_rows,
     token_rows,
@@ -151,6 +152,18 @@ class TextEncoder(nn.Module):
             else:
                 x = layer(x, packing)
         return TextState(x, packing)
+
+    def encode_pooled(self, ids: Tensor, packing: Packing) -> Tensor:
+        """`pool` of the texts ids (T, L), for those who read nothing else: (T, D); the last layer computes only what
+        is pooled.
+        """
+        if self.config.pooling != "first":
+            return self.pool(self.encode_packed(ids, packing))
+        x = self.embed(ids, packing)
+        for layer in self.layers[:-1]:
+            x = layer(x, packing)
+        rows = self.layers[-1](x, packing, reading=read_first(packing))  # by packed place
+        return torch.zeros_like(rows).index_copy(0, packing.order, rows)
 
     def embed(self, ids: Tensor, packing: Packing, first_position: int = 0) -> Tensor:
         """What the first layer reads (R, D); the texts begin at first_position."""

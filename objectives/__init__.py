@@ -11,7 +11,7 @@ OBJECTIVES = Registry(
         "triplet": "objectives.pairs:Triplet",
         "pair_distance": "objectives.pairs:PairDistance",
         "one_to_k": "objectives.contrastive:OneToK",
-        "distill": "objectives.distillation:ImageDistillation",
+        "distill_images": "objectives.teacher:ImageDistillation",
         "itm": "objectives.matching:HardNegativeMatching",
         "classify": "objectives.labels:ClassPrediction",
         "match": "objectives.labels:PairMatching",
@@ -20,6 +20,8 @@ OBJECTIVES = Registry(
         "ttm": "objectives.matching:TextMatching",
         "bbox": "objectives.boxes:BoxPrediction",
         "mlm": "objectives.masked_lm:MaskedLanguageModelling",
+        "tgd": "objectives.distillation:TargetGuidedDistillation",
+        "fgd": "objectives.distillation:FeatureGuidedDistillation",
         "answers": "objectives.answering:AnswerLikelihood",
     },
 )

@@ -2,7 +2,7 @@
 
 The rows and the columns of one similarity matrix give two losses. Forward keeps only the log-normalisers of rows and
 columns; backward recomputes the similarities chunk by chunk. Letters: M rows, T columns, E embedding, C rows of a
-chunk.
+chunk, K kinds of ids.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ class Positives:
     """What counts as right: equal ids. In a row positives weigh 1 each, or share a weight of 1 (`is_mean`); in a
     column they share.
 
-    With `is_exclusive` each positive of a row is compared with the negatives alone; otherwise the positives of a row
-    compete. `smoothing` is the share of the target that all columns (of a row) and all rows (of a column) get evenly.
+    row_id (M,) and column_id (T,); with several `shares` (M, K) and (T, K): the loss is then the sum over k of share k
+    times the loss of the ids in column k, at the cost of one. With `is_exclusive` each positive of a row is compared
+    with the negatives alone; otherwise the positives of a row compete. `smoothing` is the part of the target that all
+    columns (of a row) and all rows (of a column) get evenly.
     """
 
     row_id: Tensor
@@ -31,10 +33,12 @@ class Positives:
     is_mean: bool = True
     is_exclusive: bool = False
     smoothing: float = 0.0
+    shares: tuple[float, ...] = (1.0,)
 
-    def matrix(self, part: slice) -> Tensor:
-        """Which columns are right for the rows of `part`: (C, T) bool."""
-        return self.row_id[part, None] == self.column_id[None, :]
+    def matrix(self, part: slice, k: int = 0) -> Tensor:
+        """Which columns are right for the rows of `part`, as the ids in column k say: (C, T) bool."""
+        row_id, column_id = (ids if ids.dim() == 1 else ids[:, k] for ids in (self.row_id, self.column_id))
+        return row_id[part, None] == column_id[None, :]
 
     def row_weight(self, right: Tensor) -> Tensor:
         """Weight of every positive of a row: (C, 1)."""
@@ -72,33 +76,41 @@ class _Contrastive(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, columns, temperature, positives, ranks):
-        row_normaliser, row_loss = rows.new_empty(len(rows)), rows.new_zeros(())
+        shares, smoothing = positives.shares, positives.smoothing
+        num_normalisers = len(shares) if positives.is_exclusive else 1  # else all ids have the same competitors
+        row_normaliser, row_loss = rows.new_empty(num_normalisers, len(rows)), rows.new_zeros(())
         largest = columns.new_full((len(columns),), torch.finfo(columns.dtype).min)
-        exponentials, positive_score, positive_count, score_sum = (torch.zeros_like(largest) for _ in range(4))
-        smoothing = positives.smoothing
+        exponentials, score_sum = (torch.zeros_like(largest) for _ in range(2))
+        positive_score, positive_count = (columns.new_zeros(len(shares), len(columns)) for _ in range(2))
         for part in _chunks(rows, columns):
-            scores, right = _scores(rows[part], columns, temperature), positives.matrix(part)
-            positive_count += right.sum(dim=0)
-            positive_score += (scores * right).sum(dim=0)
+            scores = _scores(rows[part], columns, temperature)
             highest = torch.maximum(largest, scores.amax(dim=0))
             exponentials = exponentials * (largest - highest).exp() + (scores - highest).exp_().sum(dim=0)
             largest = highest
-            competing = scores.masked_fill(right, -torch.inf) if positives.is_exclusive else scores
-            row_normaliser[part] = competing.logsumexp(dim=1)
-            below = row_normaliser[part, None] - scores
-            below = F.softplus(below) if positives.is_exclusive else below
-            row_loss += (below * right * positives.row_weight(right)).sum() * (1 - smoothing)
+            for k, share in enumerate(shares):
+                right = positives.matrix(part, k)
+                positive_count[k] += right.sum(dim=0)
+                positive_score[k] += (scores * right).sum(dim=0)
+                if k < num_normalisers:
+                    competing = scores.masked_fill(right, -torch.inf) if positives.is_exclusive else scores
+                    row_normaliser[k, part] = competing.logsumexp(dim=1)
+                below = row_normaliser[min(k, num_normalisers - 1), part, None] - scores
+                below = F.softplus(below) if positives.is_exclusive else below
+                row_loss += share * (below * right * positives.row_weight(right)).sum() * (1 - smoothing)
+                if smoothing:
+                    even = row_normaliser[min(k, num_normalisers - 1), part] - scores.mean(dim=1)
+                    row_loss += share * smoothing * even.sum()
             if smoothing:
-                row_loss += smoothing * (row_normaliser[part] - scores.mean(dim=1)).sum()
                 score_sum += scores.sum(dim=0)
-        sums = torch.stack([positive_score, positive_count, score_sum])  # (3, T)
-        (positive_score, positive_count, score_sum), column_normaliser = _finish_columns(
-            sums, exponentials, largest, ranks
-        )
+        sums = torch.cat([positive_score, positive_count, score_sum[None]])  # (2 K + 1, T)
+        sums, column_normaliser = _finish_columns(sums, exponentials, largest, ranks)
+        positive_score, positive_count, score_sum = sums[: len(shares)], sums[len(shares) : -1], sums[-1]
         num_rows = _total(rows.new_tensor(float(len(rows))), ranks)
         # Every rank holds the whole column loss; its mean over ranks is itself.
-        below = (column_normaliser - positive_score / positive_count.clamp_min(1)) * (positive_count > 0)
-        column_loss = below.mean() * (1 - smoothing) + smoothing * (column_normaliser - score_sum / num_rows).mean()
+        column_loss = smoothing * sum(shares) * (column_normaliser - score_sum / num_rows).mean()
+        for share, score, count in zip(shares, positive_score, positive_count, strict=True):
+            below = (column_normaliser - score / count.clamp_min(1)) * (count > 0)
+            column_loss = column_loss + share * (1 - smoothing) * below.mean()
         ctx.save_for_backward(rows, columns, temperature, row_normaliser, column_normaliser, positive_count, num_rows)
         num_ranks = 1 if ranks is None else dist.get_world_size(ranks)
         ctx.positives, ctx.row_scale, ctx.column_scale = positives, num_ranks / num_rows, num_ranks / len(columns)
@@ -107,22 +119,29 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_row_loss, grad_column_loss):
         rows, columns, temperature, row_normaliser, column_normaliser, positive_count, num_rows = ctx.saved_tensors
-        smoothing = ctx.positives.smoothing
+        smoothing, shares = ctx.positives.smoothing, ctx.positives.shares
         smooth_row, smooth_column = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
         row_scale, column_scale = smooth_row * (1 - smoothing), smooth_column * (1 - smoothing)
-        column_total = column_scale * (positive_count > 0)  # (T,)
-        column_weight = column_scale / positive_count.clamp_min(1)  # (T,)
+        share = columns.new_tensor(shares)[:, None]  # (K, 1)
+        column_total = column_scale * (share * (positive_count > 0)).sum(dim=0)  # (T,)
+        column_weight = column_scale * share / positive_count.clamp_min(1)  # (K, T)
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
         grad_temperature = torch.zeros_like(temperature)
         for part in _chunks(rows, columns):
-            scores, right = _scores(rows[part], columns, temperature), ctx.positives.matrix(part)
-            row_weight = ctx.positives.row_weight(right) * row_scale  # (C, 1)
+            scores = _scores(rows[part], columns, temperature)
             gradient = (scores - column_normaliser).exp_().mul_(column_total)
-            gradient += _row_gradient(scores, right, row_weight, row_normaliser[part, None], ctx.positives.is_exclusive)
-            gradient -= right * column_weight
+            for k, weight in enumerate(shares):
+                right = ctx.positives.matrix(part, k)
+                row_weight = ctx.positives.row_weight(right) * row_scale * weight  # (C, 1)
+                normaliser = row_normaliser[min(k, len(row_normaliser) - 1), part, None]
+                gradient += _row_gradient(scores, right, row_weight, normaliser, ctx.positives.is_exclusive)
+                gradient -= right * column_weight[k]
+                if smoothing:
+                    even = (scores - normaliser).exp_() - 1 / len(columns)
+                    gradient += smoothing * smooth_row * weight * even
             if smoothing:
-                gradient += smoothing * smooth_row * ((scores - row_normaliser[part, None]).exp_() - 1 / len(columns))
-                gradient += smoothing * smooth_column * ((scores - column_normaliser).exp_() - 1 / num_rows)
+                even = (scores - column_normaliser).exp_() - 1 / num_rows
+                gradient += smoothing * smooth_column * sum(shares) * even
             grad_temperature -= (gradient * scores).sum() / temperature
             grad_rows[part] = (gradient @ columns).div_(temperature)
             grad_columns.addmm_(gradient.T, rows[part])
@@ -143,12 +162,13 @@ def _row_gradient(scores: Tensor, right: Tensor, weight: Tensor, normaliser: Ten
 def _finish_columns(
     sums: Tensor, exponentials: Tensor, largest: Tensor, ranks: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Over the rows of all ranks: the sums (3, T) and the log-normaliser (T,)."""
+    """Over the rows of all ranks: the sums (S, T) and the log-normaliser (T,)."""
     if ranks is not None:
         highest = largest.clone()
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=ranks)
         exponentials, largest = exponentials * (largest - highest).exp(), highest
-        *sums, exponentials = _total(torch.cat([sums, exponentials[None]]), ranks)
+        sums, exponentials = _total(torch.cat([sums, exponentials[None]]), ranks).split([len(sums), 1])
+        exponentials = exponentials[0]
     return sums, largest + exponentials.log()
 
 

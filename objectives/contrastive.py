@@ -27,9 +27,10 @@ def gathered_contrastive_losses(
     is_exclusive: bool = False,
     smoothing: float = 0.0,
     group_size: int = 0,
+    shares: tuple[float, ...] = (1.0,),
 ) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image losses over the batch of all ranks; image (M, E), text (T, E) are this rank's
-    unit vectors.
+    unit vectors, image_id (M,) and text_id (T,), or with several shares (M, K) and (T, K) as in `Positives`.
 
     gather `exact`: each rank computes the rows of its own images, and the mean of gradients over ranks is the
     gradient of the whole batch. `local_slice`: each rank computes everything and keeps only the gradient of its own
@@ -38,7 +39,7 @@ def gathered_contrastive_losses(
     from image-to-text alone. `none`: this rank's batch alone. With a group_size, `exact` and `constant` see the batch
     of so many neighbouring ranks.
     """
-    options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing}
+    options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing, "shares": shares}
     group = rank_group(group_size)
     if gather == "constant":
         image_to_text = _rows_against_constants(image, text, temperature, image_id, text_id, group, options)
@@ -73,8 +74,8 @@ class EmbeddingObjective:
         """(M,) and (T,): a text is right for an image where these are equal."""
         return step.image_id, step.text_id
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
-        """The loss () with these ids."""
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
+        """The loss () with these ids: (M,) and (T,), or a column for each share, (M, K) and (T, K)."""
         raise NotImplementedError
 
 
@@ -92,10 +93,11 @@ class Contrastive(EmbeddingObjective):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
         """Mean of both directions, and of the captions where they meet the images one after the other."""
         pairs = [(step.images.embed, embed, step.temperature, image_id, text_id) for embed in step.text_embeds]
-        sides = [side for pair in pairs for side in gathered_contrastive_losses(*pair, gather=self.config.gather)]
+        options = {"gather": self.config.gather, "shares": shares}
+        sides = [side for pair in pairs for side in gathered_contrastive_losses(*pair, **options)]
         return sum(sides) / len(sides)
 
 
@@ -142,7 +144,7 @@ class PairContrastive(EmbeddingObjective):
         image_id = torch.arange(len(step.images.embed), device=step.text_id.device) + (rank() << 40)
         return image_id, image_id[step.batch.image_of_text]
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
         """Mean of both directions."""
         sides = gathered_contrastive_losses(
             step.images.embed,
@@ -153,6 +155,7 @@ class PairContrastive(EmbeddingObjective):
             gather=self.config.gather,
             smoothing=self.config.smoothing,
             group_size=self.config.group_size,
+            shares=shares,
         )
         return sum(sides) / 2
 
@@ -191,7 +194,7 @@ class OneToK(EmbeddingObjective):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def loss(self, step: Step, image_id: Tensor, text_id: Tensor) -> Tensor:
+    def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
         """The loss (); texts need not have the same number of captions per image."""
         image_to_text, text_to_image = gathered_contrastive_losses(
             step.images.embed,
@@ -202,6 +205,7 @@ class OneToK(EmbeddingObjective):
             gather=self.config.gather,
             is_mean=False,
             is_exclusive=self.config.is_exclusive,
+            shares=shares,
         )
         divisor = self.config.divisor
         if divisor == 0:

@@ -137,6 +137,10 @@ class MaskedLanguageModelling:
 
     def __call__(self, step: Step) -> Tensor:
         """Mean cross-entropy over the masked positions ()."""
+        if step.reads_masked:
+            fused, model = step.fused_positives(), step.model
+            head = model.masked_language_head
+            return vocabulary_loss(fused.tokens, model.text_encoder.word.weight, head.bias, fused.target)
         chosen, masked = step.positive_text, step.masked
         return masked_language_loss(step, masked.ids[chosen], masked.positions[chosen], masked.targets[chosen], chosen)
 

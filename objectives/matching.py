@@ -135,6 +135,7 @@ def match_logits(step: Step, positive_text: Tensor, negative_image: Tensor, nega
         step.text_side,
         torch.cat([own, negative_image, own]),
         torch.cat([positive_text, positive_text, negative_text]),
+        step.fused_positives(step.image_side.keys).first if step.reads_masked else None,
     )
 
 
@@ -147,11 +148,13 @@ def global_match_logits(step: Step, positive_text: Tensor, negative_image: Tenso
     images, negative_image = _with_foreign_images(step.images.tokens, chosen[0])
     texts, negative_text = _with_foreign_texts(step.texts, chosen[1])
     own, positive_text = torch.arange(len(positive_text)), positive_text.cpu()
+    image_side = step.model.image_side(images)
     return step.model.pair_logits(
-        step.model.image_side(images),
+        image_side,
         step.model.text_side(texts),
         torch.cat([own, negative_image, own]),
         torch.cat([positive_text, positive_text, negative_text]),
+        step.fused_positives(image_side.keys).first if step.reads_masked else None,
     )
 
 

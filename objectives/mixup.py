@@ -55,14 +55,13 @@ class CoinFlipMixup:
     def __call__(self, step: Step) -> Tensor:
         """The loss (); the inner one where the step mixed nothing."""
         image_id, text_id = self.objective.ids(step)
-        right = self.objective.loss(step, image_id, text_id)
         if step.mix is None:
-            return right
-        if step.mix.is_image:
-            mirrored = self.objective.loss(step, image_id[_mirror(step, 0)], text_id)
-        else:
-            mirrored = self.objective.loss(step, image_id, text_id[_mirror(step, 1)])
-        return step.mix.share * right + (1 - step.mix.share) * mirrored
+            return self.objective.loss(step, image_id, text_id)
+        mirrored = [image_id, text_id]
+        side = 0 if step.mix.is_image else 1
+        mirrored[side] = mirrored[side][_mirror(step, side)]
+        both = [torch.stack(pair, dim=1) for pair in zip((image_id, text_id), mirrored)]  # (M, 2), (T, 2)
+        return self.objective.loss(step, *both, (step.mix.share, 1 - step.mix.share))
 
 
 def _mirror(step: Step, side: int) -> Tensor:

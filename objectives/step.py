@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.distributed import rank
 
@@ -28,6 +28,8 @@ class ObjectiveConfig:
 
     # Whether embeddings are all that it reads, so that train.accumulate_decoupled can serve it.
     reads_embeddings_only: ClassVar[bool] = False
+    # Whether it compares with what an averaged copy of the model makes of the batch.
+    reads_teacher: ClassVar[bool] = False
 
     weight: float = 1.0
     first_step: int = 0
@@ -45,6 +47,25 @@ class ObjectiveConfig:
     @property
     def is_always_due(self) -> bool:
         return self.first_step == 0 and self.every_steps == 1
+
+
+class StatefulObjective(nn.Module):
+    """An objective with something that must survive a resume: buffers, the same on all ranks."""
+
+    is_replicated = True
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def prepare(self, model: Any) -> None:
+        """Make the buffers whose sizes are the model's."""
+
+    def before_training(self, steps_per_epoch: float) -> None:
+        """Called once before the first step, and before a checkpoint is read."""
+
+    def after_step(self) -> None:
+        """Called after every step, when the weights have changed."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,8 @@ class Step:
     texts: Any
     positive_choice: PositiveChoice = "probability"
     mix: Mix | None = None
+    teacher: Any = None  # what a teacher makes of the batch: image (M, E), text (T, E), pooled_text (T, D)
+    reads_masked: bool = False  # the texts were encoded with their masks: one pass serves all objectives
     teacher_embed: Tensor | None = None  # the images' (M, E') by a teacher
     can_share_rows: ClassVar[bool] = True  # whether other ranks can use its images and texts as they are
 
@@ -112,6 +135,24 @@ class Step:
     def text_id(self) -> Tensor:
         """image_id of each text's picture: (T,)."""
         return self.image_id[self.batch.image_of_text]
+
+    @cached_property
+    def pooled_texts(self) -> Tensor:
+        """One vector per text before its projection: (T, D)."""
+        return self.model.text_encoder.pool(self.texts)
+
+    def fused_positives(self, keys: list[Any] | None = None) -> Any:
+        """Every image's own masked text after the fusion stack, where the texts were encoded with their masks: `first`
+        (M, D) tells whether the pair matches, `tokens` (Q, D) what the masked words `target` (Q,) are.
+
+        The stack runs once; keys: those of the step's images, if they are known, others may follow.
+        """
+        if "_fused" not in self.__dict__:
+            chosen = self.positive_text
+            masked, keys = self.masked.select(chosen), self.image_keys if keys is None else keys
+            texts = self.texts.select(chosen)
+            self.__dict__["_fused"] = self.model.fuse_masked(texts, keys, masked.positions, masked.targets)
+        return self.__dict__["_fused"]
 
     @property
     def masked(self) -> Any:

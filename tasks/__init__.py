@@ -52,8 +52,12 @@ TOOLS = Registry(
         "check_data": "tasks.check_data:CheckData",
         "score": "tasks.score:Score",
         "build_lmdb": "tasks.build_lmdb:BuildLmdb",
+        "search": "tasks.search:Search",
+        "evaluate_predictions": "tasks.evaluate_predictions:EvaluatePredictions",
+        "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",
         "export_onnx": "tasks.onnx_export:ExportOnnx",
+        "serve": "tasks.serve:Serve",
     },
 )
 

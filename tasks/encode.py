@@ -17,11 +17,14 @@ def encode_step(
     batch: ImageTextBatch | LabelledBatch | TextPairBatch,
     positive_choice: PositiveChoice,
     mix: Mix | None = None,
+    *,
+    reads_masked: bool = False,
 ) -> Step:
     """The step of a batch of images, regions or parallel texts.
 
     positive_choice: which of several captions matching and masked words see; `first` makes two captions per image a
     step in which the second meets the contrastive losses only. mix: mixup of a batch of images with captions.
+    reads_masked: captions are encoded with their masks.
     """
     if isinstance(batch, TextPairBatch):
         return _encode_pairs(model, batch)
@@ -30,10 +33,11 @@ def encode_step(
     mixes_images = mix is not None and mix.is_image
     pixels = mix(model.image_encoder.normalise(batch.images)) if mixes_images else batch.images
     images = model.encode_image(pixels)
-    texts = model.encode_text(batch.texts.ids, batch.texts.lengths, None if mixes_images else mix)
+    ids = batch.masked.ids if reads_masked else batch.texts.ids
+    texts = model.encode_text(ids, batch.texts.lengths, None if mixes_images else mix)
     if positive_choice == "first" and batch.num_texts != batch.num_images:
         return _with_two_captions(model, batch, images, texts)
-    return Step(model, batch, images, texts, positive_choice, mix)
+    return Step(model, batch, images, texts, positive_choice, mix, reads_masked=reads_masked)
 
 
 def _encode_regions(model: Model, batch: ImageTextBatch) -> RegionStep:

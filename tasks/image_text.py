@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.batch import ImageTextBatch, LabelledBatch, TextPairBatch
 from dataset.data import Data
 from dataset.streams import MAIN, StreamConfig
 from models.model import Model
+from models.momentum import MomentumTowers
 from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
-from objectives.step import Mix, PositiveChoice, ReportsStatistics, Step
+from objectives.step import Mix, PositiveChoice, ReportsStatistics, StatefulObjective, Step
 from tasks import EVALUATIONS
 from tasks.encode import encode_step
 from tasks.task import Task
@@ -34,10 +35,23 @@ class ImageText(Task):
         data: Data,
         evaluation: Any,
         streams: Mapping[str, StreamConfig] | None = None,
+        *,
+        teacher: MomentumTowers.Config | None = None,
+        reads_masked: bool = False,
     ) -> None:
+        """teacher: of the averaged copy that some objectives compare with; reads_masked: texts are encoded with their
+        masks.
+        """
         super().__init__()
         self.model = model
         self.objectives = build_objectives(objectives)
+        stateful = {name: each for name, each in self.objectives.items() if isinstance(each, StatefulObjective)}
+        for each in stateful.values():
+            each.prepare(model)
+        self.objective_state = nn.ModuleDict(stateful)
+        has_teacher = any(each.reads_teacher for each in objectives.values())
+        self.teacher = MomentumTowers(teacher or MomentumTowers.Config(), model) if has_teacher else None
+        self.reads_masked = reads_masked
         further = streams or {}
         self.stream_objectives = {name: build_objectives(stream.objectives) for name, stream in further.items()}
         self.data, self.evaluation = data, evaluation
@@ -45,7 +59,7 @@ class ImageText(Task):
             self.headline = evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
-        self.teachers: list[Model] = []  # one, where images are distilled; in a list it is no part of this module
+        self.outside_teachers: list[Model] = []  # one, where images are distilled; in a list it is no part of this
         self._statistics: dict[str, Tensor] = {}
         self.positive_choice = positive_choice(objectives)
         self.stream_choices = {name: positive_choice(stream.objectives) for name, stream in further.items()}
@@ -58,7 +72,7 @@ class ImageText(Task):
             config.data,
             image_size=image_size,
             seed=config.seed,
-            has_masks="mlm" in config.objectives,
+            has_masks="mlm" in config.objectives or config.student_text == "masked",
             streams=config.streams,
             grid=config.model.image_encoder.grid,
         )
@@ -66,7 +80,11 @@ class ImageText(Task):
         check_tokenizer(data, config.model.text_encoder)
         model = Model(config.model)
         evaluation = EVALUATIONS.load(config.evaluation.name)(config.evaluation, data, config.output_dir)
-        return cls(model, config.objectives, data, evaluation, config.streams)
+        return cls(
+            *(model, config.objectives, data, evaluation, config.streams),
+            teacher=config.teacher,
+            reads_masked=config.student_text == "masked",
+        )
 
     def forward(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> dict[str, Tensor]:
         """Weighted losses of the batch's stream by objective; those of further streams as `stream/objective`."""
@@ -74,16 +92,27 @@ class ImageText(Task):
 
     def encode(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> Step:
         """A batch after the towers, mixed where the step mixes."""
-        mix = self.draw_mix() if batch.stream == MAIN else None
-        step = encode_step(self.model, batch, self.stream_choices.get(batch.stream, self.positive_choice), mix)
-        if self.teachers and batch.stream == MAIN:
+        is_main = batch.stream == MAIN
+        step = encode_step(
+            self.model,
+            batch,
+            self.stream_choices.get(batch.stream, self.positive_choice),
+            self.draw_mix() if is_main else None,
+            reads_masked=self.reads_masked and is_main,
+        )
+        if self.teacher is not None and is_main:
+            is_shared = self.model.image_encoder.config.is_frozen
+            step.teacher = self.teacher(
+                step.images.tokens if is_shared else batch.images, batch.texts.ids, step.texts.packing
+            )
+        if self.outside_teachers and is_main:
             step.teacher_embed = self.teach(batch.images)
         return step
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's embeddings (M, E') of images (M, 3, H, W), brought to its own size."""
-        teacher = self.teachers[0].to(images.device).eval()
+        teacher = self.outside_teachers[0].to(images.device).eval()
         size = teacher.image_encoder.config.image_size
         if images.shape[-1] != size:
             images = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
@@ -122,18 +151,31 @@ class ImageText(Task):
         """Weighted losses by objective of all micro-batches as one batch."""
         joint = join_batches(batches, embeds["image"].device)
         images, texts = (SimpleNamespace(embed=embeds[side]) for side in ("image", "text"))
-        mix, teacher = self.draw_mix(), embeds.get("teacher")
-        return self.losses(Step(self.model, joint, images, texts, self.positive_choice, mix, teacher))
+        options = {"mix": self.draw_mix(), "teacher_embed": embeds.get("teacher")}
+        return self.losses(Step(self.model, joint, images, texts, self.positive_choice, **options))
 
     def statistics(self) -> dict[str, Tensor]:
         """What the last losses have to say besides."""
         return self._statistics
 
+    def before_training(self, steps_per_epoch: float) -> None:
+        """The teacher starts as the student does."""
+        for objective in self.objective_state.values():
+            objective.before_training(steps_per_epoch)
+        if self.teacher is not None:
+            self.teacher.reset()
+
     def after_step(self) -> None:
-        """Count the step: objectives may begin later or take part in some steps only."""
+        """Count the step: objectives may begin later or take part in some steps only. The teacher follows the student,
+        and so before its next batch.
+        """
         self.num_steps += 1
         if self.model.temperature is not None:
             self.model.temperature.after_step()
+        for objective in self.objective_state.values():
+            objective.after_step()
+        if self.teacher is not None:
+            self.teacher.update()
 
     def get_extra_state(self) -> Tensor:
         """The number of steps done, for a resume."""

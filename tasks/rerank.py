@@ -68,7 +68,20 @@ def score_stacks(
     is_probability: bool,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """The same by stack: (P, S); pairs (P, 2) are sorted by image.
+    """The same by stack: (P, S); pairs (P, 2) are sorted by image."""
+    logits = pair_logits(model, image_tokens, texts, pairs, on_progress=on_progress)
+    return (logits.softmax(dim=2) if is_probability else logits)[..., 1]
+
+
+def pair_logits(
+    model: Model,
+    image_tokens: Callable[[list[int]], Tensor],
+    texts: TextState,
+    pairs: Tensor,
+    *,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Both logits of every stack (P, S, 2); pairs (P, 2) are sorted by image.
 
     image_tokens gives the tokens (m, N, V) of a list of images. Blocks hold whole images where they fit, about
     as many tokens as suit the device; keys and values of an image are projected once per block, those of a text
@@ -80,7 +93,7 @@ def score_stacks(
     num_image_rows = 0
     if model.image_fusion is not None and len(pairs):
         num_image_rows = image_tokens([int(pairs[0, 0])]).shape[1]
-    scores = torch.zeros(len(pairs), 1 if model.image_fusion is None else 2, device=device)
+    found = torch.zeros(len(pairs), 1 if model.image_fusion is None else 2, 2, device=device)
     for part in _text_parts(model, lengths, pairs):
         text_side = model.text_side(texts.select(part.texts), is_reused=True)
         costs = lengths[pairs[part.pairs, 1].numpy()] + num_image_rows
@@ -89,10 +102,9 @@ def score_stacks(
             images, place = pairs[chosen, 0].unique(return_inverse=True)
             image_side = model.image_side(image_tokens(images.tolist()), is_reused=True)
             logits = model.pair_logits(image_side, text_side, place, part.place[block])  # (n, S, 2)
-            logits = logits.softmax(dim=2) if is_probability else logits
-            scores[chosen.to(device)] = logits[..., 1]
+            found[chosen.to(device)] = logits.to(found.dtype)
             on_progress(len(chosen))
-    return scores
+    return found
 
 
 @dataclass

@@ -50,6 +50,9 @@ class Task(nn.Module):
         """The number of a tree of metrics by which the best checkpoint is chosen; larger is better."""
         return float(metrics["mean"][self.headline])
 
+    def before_training(self, steps_per_epoch: float) -> None:
+        """Called once when the weights are those that training starts from, before a checkpoint is read."""
+
     def statistics(self) -> dict[str, Tensor]:
         """Numbers () of the last losses by name, for the log; {} where there are none."""
         return {}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTRIBUTION = {"PIL": "pillow", "cv2": "opencv-python-headless", "ruamel": "ruamel.yaml"}
+DISTRIBUTION = {"faiss": "faiss-cpu", "PIL": "pillow", "cv2": "opencv-python-headless", "ruamel": "ruamel.yaml"}
 # Imported only where a setting asks for them, or read by another package on our behalf.
-OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece", "onnx", "onnxscript"}
-EXTRAS = ("requirements-serve.txt",)  # what only some programs need
+OPTIONAL, BEHIND = {"wandb", "tensorboard"}, {"sentencepiece", "onnx", "onnxscript", "python-multipart"}
+EXTRAS = ("requirements-serve.txt", "requirements-search.txt")  # what only some programs need
 PROGRAMS = ("bench", "compat", "configs", "dataset", "models", "objectives", "tasks", "utils")
 
 
@@ -42,7 +42,7 @@ def test_requirements_are_what_is_imported():
 
 def test_what_only_some_programs_need_is_imported_by_them_alone():
     """`import rosetta` and a training run must do without; a table of lazy names loads the programs."""
-    extra = set().union(*map(requirement_names, EXTRAS)) | {"coremltools"}
+    extra = set().union(*map(requirement_names, EXTRAS)) | {"coremltools", "faiss"}
     code = "import run, rosetta, trainer, configs.schema, tasks.image_text, models.model, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not extra & set(loaded.split())

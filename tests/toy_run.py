@@ -98,6 +98,9 @@ class ToyTask(nn.Module):
             loss = loss * torch.nan
         return {"square": loss, "size": 1e-3 * self.head.weight.square().sum()}
 
+    def before_training(self, steps_per_epoch: float) -> None:
+        pass
+
     def after_step(self) -> None:
         self.mean.lerp_(torch.full_like(self.mean, self.mean.item() + 1), 0.5)
 

@@ -63,6 +63,13 @@ def wrap_module(module: nn.Module, wrap: Wrap, device: torch.device, *, find_unu
     if wrap == "fsdp2":
         shard(module)
         return module
+    ignored = [
+        f"{prefix}.{name}"
+        for prefix, part in module.named_modules()
+        if getattr(part, "is_replicated", False)  # what is equal everywhere need not be sent at every step
+        for name, _ in (*part.named_parameters(), *part.named_buffers())
+    ]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=find_unused)
 

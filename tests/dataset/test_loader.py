@@ -62,6 +62,31 @@ def test_ranks_and_workers_do_not_change_the_samples(num_workers):
     assert [a + b for a, b in zip(*parts)] == whole
 
 
+class Repeating(Numbers):
+    """Has an order that takes every record three times in an epoch."""
+
+    num_records = 18
+
+    def __init__(self):
+        super().__init__(6)
+
+    def plan(self, batch_size, world_size, batches_per_draw):
+        return self
+
+    def order(self, seed, epoch):
+        return np.tile(np.arange(6), 3)
+
+
+def test_a_record_that_an_epoch_has_again_is_drawn_anew_and_alike_after_a_resume():
+    whole = [rows.samples for rows in Loader(Repeating(), batch_size=4, seed=7)]
+    draws = [sample for samples in whole for sample in samples]
+    assert [index for index, _ in draws] == [*range(6)] * 2 + [*range(4)] and len({draw for _, draw in draws}) == 16
+    assert draws[:6] == [rows.samples[0] for rows in Loader(Numbers(6), batch_size=1, seed=7, shuffle=False)]
+    rest = Loader(Repeating(), batch_size=4, seed=7)
+    rest.load_state_dict({"seed": 7, "epoch": 0, "consumed": 8})
+    assert [rows.samples for rows in rest] == whole[2:]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_continues_after_what_was_handed_out(num_workers):
     plain = loader(num_workers=0)

@@ -128,3 +128,22 @@ def test_exact_gather_gives_the_whole_batch_gradient(counts):
 def test_vicreg_invariance_is_zero_for_equal_embeddings():
     image = unit(4).detach()
     assert vicreg_statistics(image, image.repeat_interleave(2, dim=0), 2)["loss_invariance"].item() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"is_mean": False}, {"is_exclusive": True}, {"smoothing": 0.2}])
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_two_kinds_of_ids_at_once_are_their_weighted_losses(options, chunk, monkeypatch):
+    monkeypatch.setattr(chunked_contrastive, "CHUNK_ELEMENTS", chunk)
+    rows, columns, temperature = unit(6), unit(15, 1), torch.tensor(0.07, requires_grad=True)
+    row_id, column_id = torch.tensor([0, 1, 2, 3, 4, 1]), torch.arange(15) % 5
+    kinds = [(row_id, column_id), (row_id.flip(0), column_id)]
+    both = Positives(*(torch.stack(ids, dim=1) for ids in zip(*kinds)), shares=(0.3, 0.7), **options)
+    found = contrastive_losses(rows, columns, temperature, both)
+    apart = [contrastive_losses(rows, columns, temperature, Positives(*ids, **options)) for ids in kinds]
+    expected = [0.3 * first + 0.7 * second for first, second in zip(*apart)]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+    gradients = [
+        torch.autograd.grad(losses[0] + 2 * losses[1], (rows, columns, temperature)) for losses in (found, expected)
+    ]
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(once, twice, atol=1e-5, rtol=1e-4)

@@ -16,8 +16,8 @@ from compat.weights import translate
 from dataset.batch import ImageTextBatch, TextBatch
 from models.model import Model
 from objectives.contrastive import PairContrastive
-from objectives.distillation import ImageDistillation
 from objectives.step import Step
+from objectives.teacher import ImageDistillation
 from tasks.image_text import ImageText
 from tests.parity.runners.chinese_clip_model import PAD_ID, own_state, written
 from tests.parity.runners.common import Case, assert_close, read_case, run_on_ranks
