@@ -29,13 +29,13 @@ from tasks.search_engine import Query as Search
 
 PAGE = Path(__file__).with_name("page")
 STATIC = {"search.css": "text/css", "search.js": "text/javascript", "icon.svg": "image/svg+xml"}
-OPEN_PATHS = ("/api/health", *(f"/static/{name}" for name in STATIC))  # without a token
+OPEN_PATHS = tuple(f"/static/{name}" for name in STATIC)  # without a token
 COOKIE = "rosetta_token"
 SIDES = {"small": 320, "large": 1280}  # the longest side of a picture that is sent, in pixels
 MAX_KEPT_THUMBNAILS = 4096
 MAX_JSON_BYTES = 64 * 1024
 FORM_BYTES = 4096  # the frame of a form around its file
-DRAINED = 4  # times the allowed bytes
+DRAINED_BYTES = 64 << 20  # of a body that is too long
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -93,7 +93,7 @@ class Face:
     def __init__(self, engine: SearchEngine, limits: Limits, about: dict[str, Any]) -> None:
         self.engine, self.limits, self.about = engine, limits, about
         self.collection = engine.collection
-        self._thumbnails: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
 
     async def search(self, query: Search) -> Results:
         try:
@@ -168,20 +168,21 @@ class Face:
         place = self.collection.place.get(picture_id)
         if place is None:
             raise HTTPException(404, "no such picture")
-        if (picture_id, size) not in self._thumbnails:
-            try:
-                image = Image.fromarray(decode_image(self.collection.read(place)))
-            except (OSError, BadRecord) as error:
-                raise HTTPException(404, "this picture can no longer be read") from error
-            image.thumbnail((SIDES[size], SIDES[size]), Image.Resampling.LANCZOS)
-            packed = io.BytesIO()
-            image.save(packed, "JPEG", quality=88)
-            if size != "small":
-                return packed.getvalue()
-            self._thumbnails[picture_id, size] = packed.getvalue()
+        kept = self._thumbnails.get(picture_id) if size == "small" else None
+        if kept is not None:
+            return kept
+        try:
+            image = Image.fromarray(decode_image(self.collection.read(place)))
+        except (OSError, BadRecord) as error:
+            raise HTTPException(404, "this picture can no longer be read") from error
+        image.thumbnail((SIDES[size], SIDES[size]), Image.Resampling.LANCZOS)
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=88)
+        if size == "small":
+            self._thumbnails[picture_id] = packed.getvalue()
             if len(self._thumbnails) > MAX_KEPT_THUMBNAILS:
                 self._thumbnails.popitem(last=False)
-        return self._thumbnails[picture_id, size]
+        return packed.getvalue()
 
 
 def create_app(face: Face, *, hosts: list[str], token: str) -> FastAPI:
@@ -342,7 +343,7 @@ async def read_body(receive: Any, allowed: int) -> bytes | None:
     the answer.
     """
     parts, length, has_more = [], 0, True
-    while has_more and length <= DRAINED * allowed:
+    while has_more and length <= allowed + DRAINED_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             break

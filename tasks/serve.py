@@ -23,6 +23,7 @@ REQUIREMENTS = "requirements-serve.txt"
 BUNDLED = "assets/emoji/emoji_96px.zip"
 LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 POLL_SECONDS = 0.2
+MAX_CONNECTIONS = 1024  # further ones are told to come back
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,14 @@ class Serve(Tool):
         about = self._about(engine) | {"max_text_length": limits.text_length, "max_upload_bytes": limits.upload_bytes}
         app = create_app(Face(engine, limits, about), hosts=self._hosts(), token=token)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
         )
         # In a thread, where uvicorn leaves signals alone: here they mean a good end.
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
@@ -164,6 +172,8 @@ class Serve(Tool):
                 log.warning("anyone who reaches %s can search; token_file=FILE asks for a token", self.config.host)
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
+            if not server.started:
+                raise RuntimeError("the server could not start; what it logged says why")
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)

@@ -21,12 +21,12 @@ from utils.checkpoint import write_weights
 from utils.config import build, dump_yaml
 
 
-def write_run(folder: Path, *, num_images: int = 8, seed: int = 0, **model: Any) -> Path:
+def write_run(folder: Path, *, num_images: int = 8, seed: int = 0, objective: str = "itc", **model: Any) -> Path:
     """`folder`/out with config.yaml and weights, and `folder`/data with the pictures; `model` changes its settings."""
     write_toy_data(folder / "data", num_images=num_images)
     tree = toy_settings(folder / "data")
     tree["model"] |= model
-    tree["objectives"] = {"itc": {}}
+    tree["objectives"] = {objective: {}}
     settings = build(Config, tree)
     torch.manual_seed(seed)
     place = folder / "out" / "checkpoints" / "last"

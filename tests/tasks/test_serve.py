@@ -194,7 +194,7 @@ def test_a_second_start_takes_the_index_asks_for_the_token_and_ends_well(gallery
     (folder / "token").write_text("sesam öffne\n", encoding="utf-8")
     with served(folder, *words, f"token_file={folder}/token") as (url, process, said):
         assert "to be encoded" not in said.read_text()
-        assert call(f"{url}/api/images")[0] == 401
+        assert call(f"{url}/api/images")[0] == call(f"{url}/api/health")[0] == call(f"{url}/docs")[0] == 401
         assert call(f"{url}/api/images", Authorization="Bearer sesam %C3%B6")[0] == 401
         token = urllib.parse.quote("sesam öffne")
         assert b"asks for a token" in call(f"{url}/?token=wrong")[1]
@@ -245,6 +245,12 @@ def test_what_cannot_be_served_is_told(gallery, words, told, capsys):
     command = ["--task", "serve", "--checkpoint", str(folder / "out"), "port=0", *given, *words]
     assert run.main(command) in (1, 2)
     assert told in capsys.readouterr().err
+
+
+def test_a_model_without_embeddings_is_told(tmp_path, capsys):
+    write_run(tmp_path, objective="mlm", projections="none")
+    assert run.main(["--task", "serve", "--checkpoint", str(tmp_path / "out"), "port=0", *write_gallery(tmp_path)]) == 1
+    assert "has no embeddings to search with" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told_before_the_work(gallery, capsys):
