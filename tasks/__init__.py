@@ -52,6 +52,7 @@ TOOLS = Registry(
         "check_data": "tasks.check_data:CheckData",
         "score": "tasks.score:Score",
         "build_lmdb": "tasks.build_lmdb:BuildLmdb",
+        "extract_features": "tasks.extract:ExtractFeatures",
         "search": "tasks.search:Search",
         "evaluate_predictions": "tasks.evaluate_predictions:EvaluatePredictions",
         "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",

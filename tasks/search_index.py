@@ -22,6 +22,7 @@ from torch import Tensor
 from dataset.collection import Collection
 from dataset.files import BadRecord
 from utils.config import to_tree
+from utils.digest import digest_of_weights
 from utils.progress import Progress
 
 PART_IMAGES = 1024  # images between two stored parts
@@ -72,10 +73,7 @@ class IndexStore:
 
 def index_folder(base: str, loaded: Any, roots: Sequence[str]) -> Path:
     """Where the vectors of these pictures under these weights and this preparation of images are kept."""
-    digest = hashlib.sha256()
-    for name, value in sorted(loaded.model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest = hashlib.sha256(digest_of_weights(loaded.model.state_dict()).encode())
     trees = [to_tree(loaded.config.model), to_tree(loaded.config.data.test_transform)]
     digest.update(json.dumps([*trees, *roots], sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     return Path(base).expanduser() / digest.hexdigest()[:24]

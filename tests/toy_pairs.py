@@ -7,7 +7,14 @@ import io
 import json
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+
+from configs.schema import Config
+from models.model import Model
+from tests.toy_ccrk import toy_settings, write_toy_data
+from utils.config import build, dump_yaml
 
 COLOURS = {11: (200, 30, 30), 7: (30, 200, 30), 105: (30, 30, 200), 23: (200, 200, 30)}
 TEXTS = [
@@ -37,3 +44,15 @@ def write_split(folder: Path, split: str = "valid", images: list[str] | None = N
     words = [text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in records]
     path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return str(path)
+
+
+def write_run(folder: Path) -> Path:
+    """An output folder with fresh weights of a tiny model."""
+    write_toy_data(folder / "data", num_images=4)
+    settings = build(Config, toy_settings(folder / "data"))
+    torch.manual_seed(0)
+    place = folder / "run" / "checkpoints/last"
+    place.mkdir(parents=True)
+    save_file({f"model.{n}": v for n, v in Model(settings.model).state_dict().items()}, place / "model.safetensors")
+    dump_yaml(settings, folder / "run" / "config.yaml")
+    return folder / "run"

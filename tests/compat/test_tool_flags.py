@@ -33,3 +33,21 @@ def test_another_task_keeps_its_words():
 def test_a_flag_without_its_word_is_told():
     with pytest.raises(ValueError, match="--save-onnx-path needs a value"):
         translate_words([*TASK, "--save-onnx-path", "--convert-text"])
+
+
+def test_splits_become_a_list():
+    words = translate_words(["--task", "build_lmdb", "--data_dir", "MUGE", "--splits", "train,valid"])
+    assert words[2:] == ['data_dir="MUGE"', 'splits=["train", "valid"]']
+
+
+def test_the_search_for_texts_of_images_is_our_search():
+    words = translate_words(["--task=search_tr", "--output", "p.jsonl", "--top-k=5"])
+    assert words == ["--task=search", 'output_tr="p.jsonl"', "top_k=5"]
+
+
+@pytest.mark.parametrize("task", ["evaluate_predictions", "evaluate_predictions_tr"])
+def test_files_without_a_flag_are_named_by_their_place(task):
+    words = translate_words(["--task", task, "ref.jsonl", "pred.jsonl", "--output_dir", "x", "out.json"])
+    files = ['reference="ref.jsonl"', 'predictions="pred.jsonl"', "--output_dir", "x", 'output="out.json"']
+    direction = ["direction=image_to_text"] if task.endswith("_tr") else []
+    assert words == ["--task", "evaluate_predictions", *files, *direction]
