@@ -69,7 +69,8 @@ def source_layers(num_source: int, num_wanted: int) -> list[int]:
 def from_public(state: State, model: dict[str, Any]) -> State:
     """Weights of a public BERT, RoBERTa or XLM-R file under our names, for the model tree of a config.
 
-    The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh). The pooler
+    The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh); of a model
+    with as many layers as the tower nothing is left for the stack (R2D2). The pooler
     and everything else that no part of the model uses is left out; a missing masked-language head stays fresh.
     ValueError if layers are missing.
     """
@@ -79,7 +80,8 @@ def from_public(state: State, model: dict[str, Any]) -> State:
         raise ValueError(f"no BERT-family layers among the text weights; first keys: {', '.join(list(state)[:4])}")
     num_text = model["text_encoder"]["num_layers"]
     num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
-    kept = source_layers(max(numbers) + 1, num_text + num_fusion)
+    num_source = max(numbers) + 1
+    kept = source_layers(num_source, num_text if num_source == num_text else num_text + num_fusion)
     required = embedding_entries("text_encoder", "embeddings")
     for place, number in enumerate(kept):
         ours = f"text_encoder.layers.{place}" if place < num_text else f"text_fusion.layers.{place - num_text}"

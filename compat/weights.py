@@ -36,6 +36,11 @@ EXPORTS = {
 _OUR_PREFIX = "model."
 # The task's own count of steps lies beside the model's weights.
 _TASK_STATE = "_extra_state"
+# And what else a training run needs to continue, by the beginnings of its names.
+_TRAINING_STATE = {
+    "teacher.": "the momentum copy of a pre-training run",
+    "objective_state.": "queues and running means of a pre-training run",
+}
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
@@ -87,10 +92,15 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
         known, first = ", ".join(SYSTEMS), ", ".join(list(state)[:4])
         raise ValueError(f"these weights are in no layout that is known (ours, {known}); first keys: {first}")
     ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
+    training = {part: [name for name in ours if name.startswith(part)] for part in _TRAINING_STATE}
+    ours = {name: value for name, value in ours.items() if not name.startswith(tuple(_TRAINING_STATE))}
     tower = {n.removeprefix(_BACKBONE): v for n, v in ours.items() if n.startswith(_BACKBONE)}
     rest = {name: value for name, value in ours.items() if not name.startswith(_BACKBONE)}
     tower = _tower(tower, model["image_encoder"])
     translation = Translation(rest | {f"{_BACKBONE}{name}": value for name, value in tower.items()})
+    for part, names in training.items():
+        if names:
+            translation.left_out[f"{part}* ({len(names)} tensors)"] = _TRAINING_STATE[part]
     return fit_parts(translation, model)
 
 
@@ -111,7 +121,10 @@ def _tower(tower: State, image: dict[str, Any]) -> State:
 def image_tower(state: State, image: dict[str, Any]) -> State:
     """Our keys of a public image tower (original Swin, DeiT, CLIP or timm file) for the image tree of a config."""
     state = {name.removeprefix("vision_encoder."): value for name, value in state.items()}
-    return {f"{_BACKBONE}{name}": value for name, value in _tower(state, image).items()}
+    tower = _tower(state, image)
+    if not image.get("final_norm", True):
+        tower = {name: value for name, value in tower.items() if name not in ("norm.weight", "norm.bias")}
+    return {f"{_BACKBONE}{name}": value for name, value in tower.items()}
 
 
 def text_tower(state: State, model: dict[str, Any]) -> State:

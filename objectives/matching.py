@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -178,6 +178,8 @@ def _with_foreign_texts(texts: Any, numbers: Tensor) -> tuple[Any, Tensor]:
     given = [int(own[rows].sum()) for rows in order.given]
     taken = [int(part.sum()) for part in every[order.foreign].split(order.taken)]
     tokens = exchange(texts.stacked(torch.cat(order.given)), given, taken)
+    if not len(tokens):  # gradients of the rows that went out come back through this rank's graph all the same
+        texts = replace(texts, tokens=texts.tokens + tokens.sum())
     return texts.extended(tokens, every[order.foreign].tolist()), place_in_pool(numbers, order, counts)
 
 

@@ -18,6 +18,8 @@ TASKS = Registry(
         "nlvr_pretrain": "tasks.image_text:ImageText",
         "gqa": "tasks.vqa:QuestionAnswering",
         "chinese_clip": "tasks.image_text:ImageText",
+        "pretrain_r2d2": "tasks.image_text:ImageText",
+        "pretrain_prd2": "tasks.image_text:ImageText",
         "r2d2_retrieval": "tasks.image_text:ImageText",
         "r2d2_matching": "tasks.image_text:ImageText",
     },
@@ -38,6 +40,8 @@ DEFAULT_CONFIG = {
     "nlvr_pretrain": "configs/cclm/nlvr_pretrain.yaml",
     "gqa": "configs/cclm/gqa.yaml",
     "chinese_clip": "configs/chinese_clip/vit_b_16.yaml",
+    "pretrain_r2d2": "configs/r2d2/pretrain_base.yaml",
+    "pretrain_prd2": "configs/r2d2/prd2.yaml",
     "r2d2_retrieval": "configs/r2d2/flickr_cna_large.yaml",
     "r2d2_matching": "configs/r2d2/iqm_large.yaml",
 }

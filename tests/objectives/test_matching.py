@@ -1,5 +1,6 @@
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -67,7 +68,7 @@ def test_class_weights_are_those_of_the_weighted_cross_entropy():
     torch.testing.assert_close(match_loss(logits, torch.ones(6), (1.0, 2.0)), expected)
 
 
-def _losses_on(rank, num_ranks, expected):
+def _losses_on(rank, num_ranks, expected, texts_taken):
     model = build_model(**TWO_STACKS)
     lengths, texts = [3, 6, 4, 2], 4 // num_ranks
     whole = make_batch(lengths, 4)
@@ -75,7 +76,7 @@ def _losses_on(rank, num_ranks, expected):
     encoded = model.encode_text(whole.texts.ids[own], lengths[own])
     batch = make_batch(lengths[own], texts)
     step = Step(model, batch, model.encode_image(whole.images[own]), encoded)
-    negative_image, negative_text = torch.tensor([3, 3, 0, 1])[own], torch.tensor([1, 2, 3, 0])[own]
+    negative_image, negative_text = torch.tensor([3, 3, 0, 1])[own], torch.tensor(texts_taken)[own]
     logits = global_match_logits(step, torch.arange(texts), negative_image, negative_text)
     match_loss(logits, torch.ones(3 * texts)).backward()
     found = {}
@@ -88,15 +89,16 @@ def _losses_on(rank, num_ranks, expected):
     return found
 
 
-def test_negatives_of_other_ranks_give_the_gradient_of_the_whole_batch():
-    run_on_ranks(_two_rank_losses, 2)
+@pytest.mark.parametrize("texts_taken", [[1, 2, 3, 0], [1, 0, 3, 0]], ids=["by_both", "by_the_second_alone"])
+def test_negatives_of_other_ranks_give_the_gradient_of_the_whole_batch(texts_taken):
+    run_on_ranks(_two_rank_losses, 2, texts_taken)
 
 
-def _two_rank_losses(rank):
+def _two_rank_losses(rank, texts_taken):
     with patch("utils.exchange.world_size", return_value=1), patch("utils.exchange.rank", return_value=0):
         with patch("objectives.matching.exchange", lambda x, given, taken: x[:0]):
-            expected = _losses_on(0, 1, None)
-    _losses_on(rank, 2, expected)
+            expected = _losses_on(0, 1, None, texts_taken)
+    _losses_on(rank, 2, expected, texts_taken)
 
 
 def test_positive_captions_are_the_image_s_own():
