@@ -107,7 +107,7 @@ class ImageTower(nn.Module):
     def __init__(self, model: Model, *, is_normalised: bool, gives_tokens: bool) -> None:
         super().__init__()
         self.image_encoder, self.projection = model.image_encoder, model.image_projection or model.text_projection
-        self.form, self.gives_tokens = model.projection_form if is_normalised else None, gives_tokens
+        self.form, self.gives_tokens = model.image_projection_form if is_normalised else None, gives_tokens
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """In and out in single precision, whatever the weights are in."""

@@ -75,6 +75,7 @@ class ExportOnnx(Tool):
             raise ValueError("export_onnx runs in one process; leave out --nproc and --dist")
         for package in ("onnxscript", "onnxruntime"):
             require(package, REQUIREMENTS)
+        logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # tells every constant that it joins
         loaded = self.load(self.config.checkpoint, self.config.model_config or None)
         model = loaded.model
         parts = self._parts(model, loaded.config.task)

@@ -84,9 +84,8 @@ def known_values(model: Model, sample: Sample, *, is_normalised: bool) -> dict[s
         values = {"image": sample.image, "text": sample.text, "image_tokens": image.tokens}
         values |= {"text_tokens": text.padded(), "image_features": image.embed, "text_features": text.embed}
         if not is_normalised:
-            projection = model.image_projection or model.text_projection
-            values["unnorm_image_features"] = projection(image.tokens[:, 0])
-            values["unnorm_text_features"] = model.text_projection(model.text_encoder.pool(text))
+            values["unnorm_image_features"] = model.project_image(image.tokens)
+            values["unnorm_text_features"] = model.project_text(text)
         if model.has_fusion:
             own = torch.arange(len(sample.lengths))
             logits = model.pair_logits(model.image_side(image.tokens), model.text_side(text), own, own)
@@ -129,6 +128,8 @@ def write_graph(
         program.save(str(Path(folder) / path.name), external_data=is_split)
         for written in sorted(Path(folder).iterdir(), reverse=True):  # weights first, then what names them
             os.replace(written, path.parent / written.name)
+    if not is_split:
+        Path(f"{path}.data").unlink(missing_ok=True)  # of an earlier file of this name
 
 
 def open_session(path: Path, device: str) -> Callable[[dict[str, Tensor]], list[np.ndarray]]:

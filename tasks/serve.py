@@ -20,7 +20,7 @@ from utils import distributed
 from utils.optional import require
 
 REQUIREMENTS = "requirements-serve.txt"
-BUNDLED = "assets/emoji/emoji_96px.zip"
+BUNDLED = str(Path(__file__).resolve().parent.parent / "assets" / "emoji" / "emoji_96px.zip")
 LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 POLL_SECONDS = 0.2
 MAX_CONNECTIONS = 1024  # further ones are told to come back

@@ -11,7 +11,7 @@ import torch
 import run
 from models.padded import ImageTower, PairScore, TextTower
 from tasks.onnx_graphs import Sample, known_values, largest_difference, make_graphs, open_session, write_graph
-from tests.tiny import build_model
+from tests.tiny import VOCAB, WIDTH, build_model
 from tests.toy_served import write_run
 
 pytest.importorskip("onnxscript", reason="pip install -r requirements-serve.txt")
@@ -31,7 +31,21 @@ def export(folder: Path, *words: str) -> tuple[int, dict]:
     return status, json.loads(metrics.read_text()) if metrics.is_file() else {}
 
 
-@pytest.mark.parametrize("changes", [{}, {"image_fusion": {"num_layers": 2}}, {"image_encoder": SWIN}])
+MEAN = {
+    "name": "bert",
+    "pooling": "mean",
+    "vocab_size": VOCAB,
+    "width": WIDTH,
+    "num_layers": 1,
+    "num_heads": 2,
+    "mlp_width": 32,
+}
+FORMS = {"projection_form": {"kind": "plain"}, "image_projection_form": {"kind": "simple"}}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"image_fusion": {"num_layers": 2}}, {"image_encoder": SWIN}, {"text_encoder": MEAN}, FORMS]
+)
 def test_padded_towers_and_score_equal_the_packed_model(changes):
     model = build_model(**changes).eval()
     sample = Sample.draw(model, [9, 2, 6])
@@ -44,6 +58,9 @@ def test_padded_towers_and_score_equal_the_packed_model(changes):
     torch.testing.assert_close(image, values["unnorm_image_features"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(text, values["unnorm_text_features"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits, values["match_logits"], atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        (unit,) = ImageTower(model, is_normalised=True, gives_tokens=False)(sample.image)
+    torch.testing.assert_close(unit, values["image_features"], atol=1e-5, rtol=1e-5)
     assert match.shape == (3,) and logits.shape[1] == (2 if "image_fusion" in changes else 1)
 
 
