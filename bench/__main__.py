@@ -23,6 +23,7 @@ PROGRAMS = {
     "A8": "bench.masked_words",
     "A9": "bench.dual_encoder",
     "decoupled": "bench.dual_encoder",
+    "curve": "bench.decoupled_curve",
     "A11": "bench.image_pipeline",
     "A12": "bench.contrastive",
     "A13": "bench.start_up",

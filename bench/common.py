@@ -101,12 +101,12 @@ def rate(count: int, seconds: Sequence[float], unit: str) -> str:
 def extra_memory(way: Callable[[], object]) -> int:
     """Bytes that `way` holds at its peak beyond those held at its start (resident set, sampled twice a millisecond)."""
     gc.collect()
-    before, peak, is_done = _resident(), 0, threading.Event()
+    before, peak, is_done = resident(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not is_done.is_set():
-            peak = max(peak, _resident())
+            peak = max(peak, resident())
             time.sleep(0.0005)
 
     watcher = threading.Thread(target=watch)
@@ -119,7 +119,8 @@ def extra_memory(way: Callable[[], object]) -> int:
     return max(peak - before, 0)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 

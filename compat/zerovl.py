@@ -137,7 +137,7 @@ def _objective(loss: dict[str, Any], place: str) -> dict[str, Any]:
         raise ConfigError(f"{place}: loss.extra_losses must be empty; found {loss['extra_losses']}")
     gather = "exact" if loss["nce_loss"]["gather_backward"] else "constant"
     inner: dict[str, Any] = {"gather": gather if loss["global_reduce"] else "none", "smoothing": loss["smoothing"]}
-    inner["group_size"] = max(loss["group_size"], 0)
+    inner |= {"group_size": max(loss["group_size"], 0), "reports_accuracy": True}
     temperature = loss["temperature"]
     if temperature["name"] not in ("constant", "parameter"):
         raise ConfigError(f"{place}: loss.temperature.name must be constant or parameter, found {temperature['name']}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives import OBJECTIVES
-from objectives.step import Mix, ObjectiveConfig, Step
+from objectives.step import Mix, ObjectiveConfig, ReportsStatistics, Step
 
 
 class CoinFlipMixup:
@@ -62,6 +62,10 @@ class CoinFlipMixup:
         mirrored[side] = mirrored[side][_mirror(step, side)]
         both = [torch.stack(pair, dim=1) for pair in zip((image_id, text_id), mirrored)]  # (M, 2), (T, 2)
         return self.objective.loss(step, *both, (step.mix.share, 1 - step.mix.share))
+
+    def statistics(self, step: Step) -> dict[str, Tensor]:
+        """The inner objective's numbers for the log; with the unmixed partners as right ones, as the original's."""
+        return self.objective.statistics(step) if isinstance(self.objective, ReportsStatistics) else {}
 
 
 def _mirror(step: Step, side: int) -> Tensor:

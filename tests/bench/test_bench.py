@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from bench import answers, contrastive, dual_encoder, masked_words, reranking, training_step, two_stacks
+from bench import (
+    answers,
+    contrastive,
+    decoupled_curve,
+    dual_encoder,
+    masked_words,
+    reranking,
+    training_step,
+    two_stacks,
+)
 from bench.__main__ import PROGRAMS, main, table
 from bench.common import Disagreement, Options, agree, caption_lengths, extra_memory, histogram, interleaved, ratio
 
@@ -23,6 +32,7 @@ SMALL = Options(is_small=True, repeats=1)
         (masked_words, "A8"),
         (dual_encoder, "A9"),
         (dual_encoder, "decoupled"),
+        (decoupled_curve, "curve"),
         (contrastive, "A12"),
         (two_stacks, "A14"),
         (answers, "A15"),

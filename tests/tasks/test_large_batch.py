@@ -47,7 +47,7 @@ def settings(folder: Path, **train) -> dict:
         "task": "clip",
         "seed": 7,
         "model": TOWERS,
-        "objectives": {"mixup": {"beta": 0.5, "objective": {"name": "nce"}}},
+        "objectives": {"mixup": {"beta": 0.5, "objective": {"name": "nce", "reports_accuracy": True}}},
         "data": {
             "tokenizer": str(TOKENIZER),
             "train": {"name": "mixture", "order": "debias", "sets": noisy},
@@ -92,6 +92,7 @@ def test_run_with_all_three_ideas_resumes_bit_for_bit(data, tmp_path):
     assert set(metrics["test"]["one"]) >= {"rsum", "r_mean", "txt_r1"}
     log = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["kind"] == "train"] == list(range(1, 10))
+    assert all(0 <= line["train/mixup/text_to_image_accuracy"] <= 100 for line in log if line["kind"] == "train")
 
 
 @pytest.mark.parametrize(
