@@ -104,7 +104,8 @@ class Step:
 
     @cached_property
     def temperature(self) -> Tensor:
-        return self.model.temperature()
+        with torch.enable_grad():  # whoever reads it first, without gradients maybe, reads it for all
+            return self.model.temperature()
 
     @cached_property
     def image_keys(self) -> list[Any]:

@@ -56,7 +56,7 @@ class ImageText(Task):
         self.stream_objectives = {name: build_objectives(stream.objectives) for name, stream in further.items()}
         self.data, self.evaluation = data, evaluation
         if evaluation is not None:  # a benchmark trains without data and evaluation
-            self.headline = evaluation.headline
+            self.headline = self.headline or evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
         self.outside_teachers: list[Model] = []  # one, where images are distilled; in a list it is no part of this
