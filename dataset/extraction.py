@@ -15,7 +15,8 @@ from dataset.collection import Collection
 from dataset.files import BadRecord, DataError, Files
 from dataset.inference import Inference
 from dataset.lmdb_pairs import IMAGES, is_environment, whole_number
-from dataset.pairs import open_images, straighten
+from dataset.original_bert import clean_chinese
+from dataset.pairs import open_images
 from dataset.readers import LineIndex, LineSource
 from dataset.samples import decode_base64
 from dataset.sections import field_of
@@ -104,7 +105,7 @@ class TextSource:
 
     def encode(self, places: Sequence[int], inputs: Inference, max_tokens: int) -> list[list[int]]:
         """Token ids of some texts; of a text without a word the marks alone."""
-        words = [clean_or_empty(straighten(self.texts[place]), inputs.config.max_words) for place in places]
+        words = [clean_or_empty(clean_chinese(self.texts[place]), inputs.config.max_words) for place in places]
         return inputs.tokenizer.encode_batch(words, max_tokens)
 
     def stamps(self) -> list[str]:

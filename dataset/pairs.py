@@ -19,6 +19,7 @@ from dataset.batch import Skipped
 from dataset.files import BadRecord, DataError, Files
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery
 from dataset.lmdb_pairs import IMAGES, PAIRS, LmdbImages, LmdbPairs, is_pair_folder, whole_number
+from dataset.original_bert import clean_chinese
 from dataset.readers import LineIndex, LineSource
 from dataset.retrieval import Entry, ImageTextPairs, PairsConfig, Part
 from dataset.samples import Preprocessing, clean, decode_base64
@@ -26,15 +27,9 @@ from dataset.sections import field_of, locate
 from dataset.tsv_images import TsvImages
 
 TEXTS_END, IMAGES_END = "_texts.jsonl", "_imgs.tsv"
-QUOTES = str.maketrans({"\u201c": '"', "\u201d": '"'})
 BASE64_HEAD = "data:;base64,"  # tells that what follows is no path
 
 log = logging.getLogger(__name__)
-
-
-def straighten(text: str) -> str:
-    """The text in lower case with straight quotation marks: what Chinese-CLIP's data pipelines do to every text."""
-    return text.lower().translate(QUOTES)
 
 
 @dataclass(frozen=True)
@@ -197,7 +192,7 @@ class Pairs(ImageTextPairs):
 
         def clean(self, caption: Any, max_words: int) -> str:
             """The caption with straight quotation marks in lower case, cleaned as the model's data is."""
-            return clean(straighten(caption) if isinstance(caption, str) else caption, max_words)
+            return clean(clean_chinese(caption) if isinstance(caption, str) else caption, max_words)
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
         self.config, self.preprocessing = config, preprocessing

@@ -169,6 +169,10 @@ class Resize(TwoHalves):
     def __init__(self, config: Config, image_size: int) -> None:
         self.config, self.image_size = config, image_size
 
+    def of_rgb(self) -> Resize:
+        """The same for pictures that are RGB before anything else."""
+        return Resize(replace(self.config, in_own_mode=False), self.image_size)
+
     def prepare(self, data: bytes) -> np.ndarray:
         """(3, S, S) uint8, the same bits as Pillow's bicubic resize."""
         if self.config.in_own_mode:

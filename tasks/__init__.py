@@ -58,6 +58,7 @@ TOOLS = Registry(
         "build_lmdb": "tasks.build_lmdb:BuildLmdb",
         "extract_features": "tasks.extract:ExtractFeatures",
         "search": "tasks.search:Search",
+        "zero_shot": "tasks.zero_shot:ZeroShot",
         "evaluate_predictions": "tasks.evaluate_predictions:EvaluatePredictions",
         "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",

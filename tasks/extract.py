@@ -5,7 +5,6 @@ Letters: M images, T texts, E embedding.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,17 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dataset.batch import pad_texts
-from dataset.extraction import ImageSource, Pixels, TextSource, open_image_source
+from dataset.extraction import ImageSource, TextSource, open_image_source
 from dataset.files import DataError
-from dataset.loader import start_worker
 from dataset.vectors import Kind, check_format, write_vectors
+from tasks.encode_files import AnyPrecision, encode_pictures, encode_tokens
 from tasks.tool import Tool, ToolConfig
 from utils import distributed
 from utils.digest import digest_of_weights
-from utils.precision import autocast
 from utils.progress import Progress
 
 TEXTS_END, LINES_END = "_texts.jsonl", ".jsonl"
@@ -49,7 +45,7 @@ class ExtractFeatures(Tool):
         image_batch_size: int = 64
         text_batch_size: int = 64
         context_length: int = 0  # tokens of a text; 0: as many as the model was trained with
-        precision: Literal["fp32", "bf16", "fp16", "amp"] = "fp32"  # amp is fp32, as in the original's extraction
+        precision: AnyPrecision = "fp32"
         num_workers: int = 0
         part_size: int = 4096  # vectors between two stored parts
 
@@ -142,52 +138,30 @@ class ExtractFeatures(Tool):
         settings = [kind, config.context_length, config.precision, config.part_size, self.weights]
         return hashlib.sha256(json.dumps([*settings, *source.stamps()]).encode("utf-8", "surrogateescape")).hexdigest()
 
-    @torch.inference_mode()
     def _encode_images(
         self, loaded: Any, source: ImageSource, parts: list[list[int]], device: torch.device
     ) -> Iterator[Tensor]:
         """Vectors (M, E) of one part after the other."""
-        size = self.config.image_batch_size
-        batches = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
-        pixels = DataLoader(
-            Pixels(source, loaded.inputs.transform),
-            batch_size=None,
-            sampler=batches,
-            num_workers=self.config.num_workers,
-            worker_init_fn=start_worker,
-            pin_memory=device.type == "cuda",
+        config = self.config
+        return encode_pictures(
+            loaded,
+            source,
+            parts,
+            device,
+            config.precision,
+            batch_size=config.image_batch_size,
+            workers=config.num_workers,
         )
-        arriving = iter(pixels)
-        for part in parts:
-            found = []
-            for _ in range(0, len(part), size):
-                images = next(arriving)
-                if isinstance(images, str):
-                    raise DataError(images)
-                with self._autocast(device):
-                    found.append(loaded.model.encode_image(images.to(device, non_blocking=True)).embed.float())
-            yield torch.cat(found)
 
-    @torch.inference_mode()
     def _encode_texts(
         self, loaded: Any, source: TextSource, parts: list[list[int]], device: torch.device
     ) -> Iterator[Tensor]:
-        """Vectors (T, E) of one part after the other; batches hold texts of about one length."""
-        inputs = loaded.inputs
-        max_tokens = self.config.context_length or inputs.config.max_tokens
+        """Vectors (T, E) of one part after the other."""
+        config = self.config
+        max_tokens = config.context_length or loaded.inputs.config.max_tokens
         for part in parts:
-            tokens = source.encode(part, inputs, max_tokens)
-            order = sorted(range(len(part)), key=lambda row: len(tokens[row]))
-            vectors = []
-            for start in range(0, len(order), self.config.text_batch_size):
-                rows = order[start : start + self.config.text_batch_size]
-                batch = pad_texts([tokens[row] for row in rows], inputs.tokenizer.pad_id)
-                with self._autocast(device):
-                    vectors.append(loaded.model.encode_text(batch.ids.to(device), batch.lengths).embed.float())
-            yield torch.cat(vectors)[torch.tensor(order).argsort().to(device)]
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        return autocast("fp32" if self.config.precision == "amp" else self.config.precision, device)
+            tokens = source.encode(part, loaded.inputs, max_tokens)
+            yield encode_tokens(loaded, tokens, device, config.precision, batch_size=config.text_batch_size)
 
 
 class PartStore:
