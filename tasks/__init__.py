@@ -63,6 +63,7 @@ TOOLS = Registry(
         "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",
         "export_onnx": "tasks.onnx_export:ExportOnnx",
+        "speed_benchmark": "tasks.speed_benchmark:SpeedBenchmark",
         "serve": "tasks.serve:Serve",
     },
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,11 @@ from tasks.onnx_graphs import (
     open_session,
     write_graph,
 )
-from tasks.tool import Tool, ToolConfig
+from tasks.speed_benchmark import REQUIREMENTS, TimingConfig, time_parts, times_table
+from tasks.tool import Tool
 from utils import distributed
 from utils.optional import require
-from utils.timing import time_calls
 
-REQUIREMENTS = "requirements-serve.txt"
 PARTS: list[Part] = ["image", "text", "score"]
 
 log = logging.getLogger(__name__)
@@ -39,30 +37,20 @@ class ExportOnnx(Tool):
     """Writes the towers, and the fused score of a model that has one, and fails where a file says something else."""
 
     @dataclass
-    class Config(ToolConfig):
-        model_config: str = ""  # YAML that describes the model; none: the one beside the checkpoint
+    class Config(TimingConfig):
         parts: list[Part] = field(default_factory=list)  # none: all that the model has
         precisions: list[Literal["fp32", "fp16"]] = field(default_factory=lambda: ["fp32", "fp16"])
         prefix: str = ""  # how the files' paths begin; none: `model` in output_dir
         is_normalised: bool = False  # vectors of unit length, as they are compared
-        context_length: int = 0  # the longest text; none: what the model has positions for
         opset: int = 18
         split_bytes: int = 1 << 30  # of a larger file the weights go to a file beside it
         tolerance: float = 1e-4  # difference from torch as a share of the largest value
         tolerance_fp16: float = 2e-2
         benchmark: bool = False
-        batch_size: int = 1
-        num_runs: int = 100
-        num_warmup_runs: int = 10
-        device: Literal["cpu", "cuda"] = "cpu"
         coreml: bool = False  # Core ML packages as well
 
         def __post_init__(self) -> None:
-            if not self.checkpoint:
-                raise ValueError("checkpoint is empty; name the model to export, as --checkpoint output/quickstart")
-            for name in ("batch_size", "num_runs", "split_bytes"):
-                if getattr(self, name) < (name != "split_bytes"):
-                    raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            super().__post_init__()
             if self.opset < 18:
                 raise ValueError(f"opset must be at least 18, which the exporter writes, found {self.opset}")
             if not self.precisions:
@@ -80,7 +68,7 @@ class ExportOnnx(Tool):
         model = loaded.model
         parts = self._parts(model, loaded.config.task)
         graphs = make_graphs(model, parts, is_normalised=self.config.is_normalised)
-        longest = self._longest(model)
+        longest = self.config.longest_text(model)
         samples = [
             known_values(model, Sample.draw(model, lengths, seed=len(lengths)), is_normalised=self.config.is_normalised)
             for lengths in ([longest], [2, longest, max(longest // 2, 1)])
@@ -92,10 +80,11 @@ class ExportOnnx(Tool):
                 entry = self._export(graph, precision, samples, notes, model)
                 result["files"][entry.pop("path")] = entry
                 result["is_equal"] &= entry["difference"] <= entry["tolerance"]
-        if self.config.benchmark:
-            result["milliseconds"] = self._time(graphs, model, longest)
         if self.config.coreml:
             result["coreml"] = write_coreml(model, self.config.prefix, parts, longest, REQUIREMENTS)
+        if self.config.benchmark:
+            files = {graph.part: [str(self._path(graph, each)) for each in self.config.precisions] for graph in graphs}
+            result["milliseconds"] = time_parts(model, files, self.config)
         return result
 
     def summary(self, result: dict[str, Any]) -> str:
@@ -108,13 +97,7 @@ class ExportOnnx(Tool):
                 f"{entry['difference']:.1e}, allowed {entry['tolerance']:.0e}"
             )
         if "milliseconds" in result:
-            times = result["milliseconds"]
-            names = list(next(iter(times.values())))
-            lines.append(
-                f"\nmilliseconds for {self.config.batch_size} on {self.config.device}, {self.config.num_runs} runs"
-            )
-            lines.append(f"{'':<20}" + "".join(f"{name:>9}" for name in names))
-            lines += [f"{what:<20}" + "".join(f"{row[name]:>9.2f}" for name in names) for what, row in times.items()]
+            lines += ["", times_table(result["milliseconds"], self.config)]
         lines += [
             f"{path}  written, not run: Core ML runs on Apple's systems only" for path in result.get("coreml", [])
         ]
@@ -136,15 +119,6 @@ class ExportOnnx(Tool):
             raise ValueError("parts: this model has no fused score of one image and one text; allowed: image, text")
         wanted = self.config.parts or [part for part in PARTS if part != "score" or has_score]
         return [part for part in PARTS if part in wanted]
-
-    def _longest(self, model: Model) -> int:
-        longest = self.config.context_length or model.text_encoder.longest
-        if not 2 <= longest <= model.text_encoder.longest:
-            raise ValueError(
-                f"context_length {longest} is not possible; this model has positions for 2 to "
-                f"{model.text_encoder.longest} tokens"
-            )
-        return longest
 
     def _path(self, graph: Graph, precision: str) -> Path:
         return Path(f"{self.config.prefix}.{SHORT_NAME[graph.part]}.{precision}.onnx")
@@ -181,34 +155,6 @@ class ExportOnnx(Tool):
             "difference_by_output": by_output,
             "tolerance": self.config.tolerance if precision == "fp32" else self.config.tolerance_fp16,
         }
-
-    def _time(self, graphs: list[Graph], model: Model, longest: int) -> dict[str, dict[str, float]]:
-        """Torch's own form and every file at the same inputs: full texts, so that padding plays no part."""
-        lengths = [longest] * self.config.batch_size
-        values = known_values(model, Sample.draw(model, lengths), is_normalised=self.config.is_normalised)
-        model = model.to(self.config.device)
-        placed = {name: value.clone().to(self.config.device) for name, value in values.items()}
-        own = torch.arange(len(lengths))
-        with torch.inference_mode():
-            texts = model.encode_text(placed["text"], lengths)
-
-        def score() -> None:
-            model.pair_logits(model.image_side(placed["image_tokens"]), model.text_side(texts), own, own)
-
-        torch_calls: dict[Part, Callable[[], object]] = {
-            "image": lambda: model.encode_image(placed["image"]),
-            "text": lambda: model.encode_text(placed["text"], lengths),
-            "score": score,
-        }
-        synchronise = torch.cuda.synchronize if self.config.device == "cuda" else lambda: None
-        runs, times = (self.config.num_runs, self.config.num_warmup_runs, synchronise), {}
-        for graph in graphs:
-            with torch.inference_mode():
-                times[f"{graph.part} torch fp32"] = time_calls(torch_calls[graph.part], *runs)
-            for precision in self.config.precisions:
-                call = open_session(self._path(graph, precision), self.config.device)
-                times[f"{graph.part} onnx {precision}"] = time_calls(lambda call=call: call(values), *runs)
-        return times
 
 
 def describe(loaded: Any, longest: int) -> dict[str, str]:

@@ -102,6 +102,35 @@ def test_a_file_that_says_something_else_fails_the_command(folder, capsys):
     assert "DIFFERS" in out and "text torch fp32" in out and "median" in out
 
 
+def test_the_original_benchmark_times_torch_and_the_named_file(folder, capsys):
+    out = folder.parent / "onnx"
+    assert export(folder, "parts=[image]", "precisions=[fp32]")[0] == 0
+    words = [
+        "--model-arch",
+        "ViT-B-16",
+        "--pytorch-ckpt",
+        str(folder),
+        "--onnx-image-model",
+        f"{out}/model.img.fp32.onnx",
+    ]
+    words += ["--pytorch-precision", "fp32", "--batch-size", "2", "--n", "3", "--warmup", "1", "--context-length", "9"]
+    assert run.main(["--task", "speed_benchmark", "--output_dir", str(folder.parent / "speed"), *words]) == 0
+    times = json.loads((folder.parent / "speed" / "metrics.json").read_text())["milliseconds"]
+    assert list(times) == ["image torch fp32", "image model.img.fp32.onnx", "text torch fp32"]
+    assert all(0 < row["min"] <= row["median"] <= row["p95"] <= row["p99"] <= row["max"] for row in times.values())
+    assert "milliseconds for 2 on cpu, 3 runs" in capsys.readouterr().out
+
+
+def test_core_ml_packages_are_written_with_the_originals_names(folder):
+    coremltools = pytest.importorskip("coremltools", reason="pip install coremltools")
+    words = ["parts=[text]", "precisions=[fp32]", "coreml=true", "context_length=12"]
+    status, metrics = export(folder, *words)
+    assert status == 0 and [Path(path).name for path in metrics["coreml"]] == ["model.text.mlpackage"]
+    described = coremltools.utils.load_spec(metrics["coreml"][0]).description
+    assert [value.name for value in (*described.input, *described.output)] == ["text", "text_features"]
+    assert list(described.input[0].type.multiArrayType.shape) == [1, 12]
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
@@ -109,7 +138,7 @@ def test_a_file_that_says_something_else_fails_the_command(folder, capsys):
         (["context_length=99"], "positions for 2 to 50"),
         (["opset=13"], "opset must be at least 18"),
         (["num_runs=0"], "num_runs must be at least 1"),
-        (["checkpoint="], "name the model to export"),
+        (["checkpoint="], "name the model"),
         (["checkpoint=nowhere"], "no weights"),
         (["--save-onnx-path"], "needs a value"),
     ],
