@@ -1,6 +1,7 @@
 """What the README says works: its commands settle, its records train and evaluate, its configuration and code run."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import run
 from configs.schema import Config, load_settings
 from dataset import DATASETS
 from dataset.files import join_path
+from dataset.text import load_tokenizer
 from models.model import Model
 from objectives import OBJECTIVES
 from objectives.step import Step
@@ -69,7 +71,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|assets|tests|utils|bench)/[\w./-]*\w", TEXT))))
 def test_a_path_that_is_named_exists(path):
-    assert (ROOT / path).exists() or path.startswith("configs/cclm-base-ft/")
+    assert (ROOT / path).exists() or path.startswith(("configs/cclm-base-ft/", "configs/clip/"))
 
 
 @pytest.mark.parametrize("name", re.findall(r"`(requirements[\w.]*|LICENSE|NOTICE|CITATION\.cff|\w+\.py)`", TEXT))
@@ -195,6 +197,29 @@ def test_the_streams_of_the_readme_train_on_its_records(examples, capsys):
     logged = [json.loads(line) for line in (examples / "out/metrics.jsonl").read_text().splitlines()]
     names = {name.split("/")[1] for line in logged for name in line if name.startswith("train/") and "/" in name[6:]}
     assert {"regions", "german"} <= names
+
+
+def test_batches_of_one_set_in_large_contrastive_batches(examples, capsys):
+    """The README's table and the emoji set, with all three of ZeroVL's ideas; draws of both, and each of one alone."""
+    (examples / "train_anno.csv").write_text(blocks("csv")[0], encoding="utf-8")
+    write_pictures(examples / "train", ["kite_01.jpg", "boat.jpg"])
+    own_config(examples)
+    text = next(block for block in blocks("yaml") if block.startswith("# two_sets.yaml"))
+    text = text.replace("data/own", str(examples)).replace("assets/", f"{ROOT}/assets/")
+    (examples / "two_sets.yaml").write_text(text, encoding="utf-8")
+    words = ["--config", str(examples / "two_sets.yaml"), "--output_dir", str(examples / "out"), *TINY]
+    words += ["data.val=null", "data.test=null", "data.batch_size=1", "train.accumulate=2"]
+    assert run.main([*words, "train.max_steps=3", "train.log_every_steps=1"]) == 0, capsys.readouterr().err
+    logged = [json.loads(line) for line in (examples / "out/metrics.jsonl").read_text().splitlines()]
+    assert sum("train/mixup/image_to_text_accuracy" in line for line in logged) == 3
+    mixture = load_settings(examples / "out/config.yaml").data.train
+    tokenizer = load_tokenizer(ROOT / "assets/emoji/tokenizer.json")
+    dataset = DATASETS.load("mixture")(mixture, dataclasses.replace(preprocessing(), tokenizer=tokenizer))
+    draws = dataset.plan(1, 1, 2).order(seed=42, epoch=0).reshape(-1, 2)
+    of_own = draws >= dataset.ends[0]
+    assert (of_own.all(axis=1) | ~of_own.any(axis=1)).all() and len(dataset) == dataset.ends[0] + 2
+    shares = [dataset.plan(1, 1, 2).sets(seed=42, epoch=epoch).mean() for epoch in range(40)]
+    assert 0 < sum(shares) / 40 < 5 * 2 / len(dataset)
 
 
 def test_the_records_pass_the_check(examples, capsys):
