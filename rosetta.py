@@ -260,12 +260,13 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
 
 def load_teacher(task: Task, config: Config) -> None:
     """Give a task that distils its teacher, which is evaluated only and no part of what is trained or saved."""
+    from models.momentum import Teacher
     from utils.remote import local_copy
 
     for objective in config.objectives.values():
         if objective.name == "distill_images":
             teacher = load(local_copy(objective.teacher), objective.teacher_config or None).model
-            task.outside_teachers = [teacher.requires_grad_(False)]
+            task.outside_teacher = Teacher({"model": teacher}, momentum=1.0)
 
 
 def load_weights_of(language: str, task: Task, init: InitConfig) -> None:

@@ -219,7 +219,7 @@ class Checker(Dataset):
             try:
                 if raw is None:
                     raise BadRecord("missing language", f"no {name}")
-                text = contents.clean(raw, ALL_WORDS)
+                text = contents.clean(raw, ALL_WORDS if self.dataset.preprocessing.max_words else 0)
             except BadRecord as error:
                 language.missing += raw is None
                 language.empty += raw is not None
@@ -248,7 +248,7 @@ def _count_tokens(
     count: Count, texts: list[tuple[int, str, str]], preprocessing: Preprocessing
 ) -> list[tuple[int, int]]:
     """Lengths and unknown pieces of texts as the model gets them; (digest, record) of each, the language in it."""
-    most = preprocessing.max_words
+    most = preprocessing.max_words or ALL_WORDS  # 0: texts stay as they were written
     words = [text.split(" ") for _, _, text in texts]
     pieces = preprocessing.tokenizer.encode_pieces([" ".join(each[:most]) for each in words]) if texts else []
     for (_, name, _), each, ids in zip(texts, words, pieces):

@@ -15,7 +15,7 @@ from dataset.batch import ImageTextBatch, LabelledBatch, TextPairBatch
 from dataset.data import Data
 from dataset.streams import MAIN, StreamConfig
 from models.model import Model
-from models.momentum import MomentumTowers
+from models.momentum import MomentumTowers, Teacher
 from models.text_encoder import TextEncoder
 from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
@@ -59,7 +59,7 @@ class ImageText(Task):
             self.headline = self.headline or evaluation.headline
         self.num_steps = 0
         self.mixup = next((each for each in self.objectives.values() if isinstance(each, CoinFlipMixup)), None)
-        self.outside_teachers: list[Model] = []  # one, where images are distilled; in a list it is no part of this
+        self.outside_teacher: Teacher | None = None  # a model of another run, where images are distilled
         self._statistics: dict[str, Tensor] = {}
         self.positive_choice = positive_choice(objectives)
         self.stream_choices = {name: positive_choice(stream.objectives) for name, stream in further.items()}
@@ -105,14 +105,14 @@ class ImageText(Task):
             step.teacher = self.teacher(
                 step.images.tokens if is_shared else batch.images, batch.texts.ids, step.texts.packing
             )
-        if self.outside_teachers and is_main:
+        if self.outside_teacher is not None and is_main:
             step.teacher_embed = self.teach(batch.images)
         return step
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's embeddings (M, E') of images (M, 3, H, W), brought to its own size."""
-        teacher = self.outside_teachers[0].to(images.device).eval()
+        teacher = self.outside_teacher["model"]
         size = teacher.image_encoder.config.image_size
         if images.shape[-1] != size:
             images = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)

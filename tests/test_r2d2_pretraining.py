@@ -178,3 +178,22 @@ def test_wrong_settings_are_told(world, monkeypatch, tmp_path, capsys, setting, 
     monkeypatch.chdir(world)
     assert run.main([*words_of("pretrain_prd2", setting), "--output_dir", str(tmp_path)]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_model_of_another_run_teaches_and_is_not_saved(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    assert run.main([*words_of("pretrain_prd2"), "--output_dir", str(tmp_path / "teacher")]) == 0
+    words = words_of("pretrain_prd2", f"objectives.distill_images.teacher={tmp_path}/teacher", "train.max_steps=2")
+    assert run.main([*words, "--output_dir", str(tmp_path / "student")]) == 0
+    assert 0 < losses_of(tmp_path / "student")[0]["distill_images"] < 2
+    assert weights_of(tmp_path / "student").keys() == weights_of(tmp_path / "teacher").keys()
+
+
+@pytest.mark.parametrize("files", ["data/zero/pretrain", "data/zero/shards"])
+def test_the_data_of_a_pre_training_is_checked(world, monkeypatch, tmp_path, capsys, files):
+    monkeypatch.chdir(world)
+    words = words_of("pretrain_prd2", f"data.train.files={files}")[2:]
+    config = str(ROOT / "configs" / "r2d2" / "prd2.yaml")
+    assert run.main(["--task", "check_data", "--config", config, *words, "--output_dir", str(tmp_path)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("train "))
+    assert line.split() == ["train", "12", "12", "0", "0", "%", "12", "12", "36", "0", "usable"]

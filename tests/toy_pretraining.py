@@ -20,7 +20,7 @@ def words_of(task: str, *more: str) -> list[str]:
     own = ["data.batch_size=6", "objectives.tgd.queue_size=10", "optim.lr=1e-2", "schedule.warmup=1"]
     own += ["train.save_every_steps=2", "train.precision=fp32", "init.text=roberta", "init.image=clip.pt"]
     own += ["data.train.image_root=data/zero/IQR_IQM_ICR_ICM_images", "data.mask.mask_prob=0.4"]
-    return ["--task", task, *SIZES, *TASKS[task], *own, "--epoch", "2", *more]
+    return ["--task", task, *SIZES, *TASKS[task], *own, "train.epochs=2", *more]
 
 
 def write_pretraining(folder: Path) -> None:
