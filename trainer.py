@@ -232,9 +232,10 @@ class Trainer:
             "save": (config.save_every_steps, config.save_every_epochs),
         }[what]
         num_epochs = int(step / self.steps_per_epoch + 1e-9)
-        if what == "eval" and num_epochs <= config.first_evaluation_epoch and step < self.total_steps:
+        epoch = int((step - 1) / self.steps_per_epoch + 1e-9)  # that the step belongs to
+        if what == "eval" and epoch < config.first_evaluation_epoch and step < self.total_steps:
             return False
-        ends_epoch = num_epochs > int((step - 1) / self.steps_per_epoch + 1e-9)
+        ends_epoch = num_epochs > epoch
         at_epoch = every_epochs > 0 and ends_epoch and num_epochs % every_epochs == 0
         return at_epoch or (every_steps > 0 and step % every_steps == 0)
 

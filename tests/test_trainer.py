@@ -177,6 +177,14 @@ def test_evaluation_and_saving_are_due_when_the_schedule_says(tmp_path: Path) ->
     assert due == {"eval": [24, 32], "save": [5, 8, 10, 15, 16, 20, 24, 25, 30, 32]}
 
 
+def test_evaluation_by_steps_begins_in_the_first_epoch(tmp_path: Path) -> None:
+    trainer = make(tmp_path, train={"epochs": 1, "eval_every_steps": 3, "eval_every_epochs": 0})
+    due = []
+    for trainer.state.step in range(1, trainer.total_steps + 1):
+        due += [trainer.state.step] if trainer.is_due("eval") else []
+    assert due == [3, 6]
+
+
 def test_the_best_checkpoint_is_kept_and_tested(tmp_path: Path) -> None:
     trainer = make(tmp_path, train={"epochs": 4}, optim={"lr": 0.3}, schedule={"warmup": 0, "name": "constant"})
     trainer.fit()
