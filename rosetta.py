@@ -227,14 +227,16 @@ def load_public_weights(model: Model, *, text: str = "", image: str = "") -> lis
     from utils.checkpoint import read_weights
     from utils.config import to_tree
 
-    tree, state = to_tree(model.config), {}
+    tree, state, notes = to_tree(model.config), {}, []
     if text:
         state |= text_tower(tensors_of(read_weights(_weights_in(Path(text)))), tree)
     if image:
-        state |= image_tower(tensors_of(read_weights(image)), tree["image_encoder"])
+        translation = image_tower(tensors_of(read_weights(image)), tree)
+        state |= translation.state
+        notes = [f"{image}: {name} left out: {reason}" for name, reason in translation.left_out.items()]
     fresh = sorted(set(model.state_dict()) - set(state))
     _fill(model, state, text or image, tuple(fresh), [])
-    return [f"fresh: {', '.join(sorted({name.rpartition('.')[0] for name in fresh}))}"]
+    return [*notes, f"fresh: {', '.join(sorted({name.rpartition('.')[0] for name in fresh}))}"]
 
 
 def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
@@ -300,6 +302,9 @@ def export_weights(
 
 
 def _weights_in(folder: Path) -> Path:
+    """The weights of a Hugging Face folder, or the file itself."""
+    if folder.is_file():
+        return folder
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

@@ -12,7 +12,7 @@ import torch
 from compat.layout import State
 
 _HEAD_WIDTHS = {1280: 80}  # of the image tower by its width; 64 for all others
-_HEAD_WIDTH, _TEXT_HEAD_WIDTH = 64, 64
+_HEAD_WIDTH = 64
 _QKV = ("query", "key", "value")
 # transformers' names and the original's, as regular expressions both ways; the first that matches holds.
 _TO_TRANSFORMERS = (
@@ -135,7 +135,7 @@ def sizes_of(state: State) -> dict[str, Any]:
         "vocab_size": len(word),
         "width": word.shape[1],
         "num_layers": text_layers,
-        "num_heads": max(1, word.shape[1] // _TEXT_HEAD_WIDTH),
+        "num_heads": _heads(word.shape[1]),
         "mlp_width": len(state["bert.encoder.layer.0.intermediate.dense.bias"]),
         "max_positions": len(state["bert.embeddings.position_embeddings.weight"]),
         "num_token_types": len(state["bert.embeddings.token_type_embeddings.weight"]),
@@ -156,7 +156,7 @@ def _vit_sizes(state: State) -> dict[str, Any]:
         "patch_size": patch_size,
         "width": width,
         "num_layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-        "num_heads": max(1, width // _HEAD_WIDTHS.get(width, _HEAD_WIDTH)),
+        "num_heads": _heads(width, _HEAD_WIDTHS.get(width, _HEAD_WIDTH)),
     }
 
 
@@ -167,8 +167,18 @@ def _resnet_sizes(state: State) -> dict[str, Any]:
         "image_size": 32 * round((positions - 1) ** 0.5),
         "width": width // 32,
         "depths": [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)],
-        "num_heads": max(1, width // _HEAD_WIDTH),
+        "num_heads": _heads(width),
     }
+
+
+def _heads(width: int, head_width: int = _HEAD_WIDTH) -> int:
+    """How many heads a tower has, which no shape tells."""
+    if width % head_width:
+        raise ValueError(
+            f"a tower {width} wide is no released one, and a file does not tell its number of heads; name a config "
+            "whose model section does"
+        )
+    return width // head_width
 
 
 def _count(state: State, pattern: str) -> int:

@@ -26,6 +26,7 @@ _PROJECTIONS = ("text_projection", "visual.proj")
 # Tables that lie flat in the original and have more dimensions in ours.
 _LEADING = {f"{_BACKBONE}cls_token": 2, _POSITIONS: 1}
 _CLS_TOKEN = f"{_BACKBONE}cls_token"
+_SCALE = Entry("temperature.log_scale", ("logit_scale",))
 
 
 def recognise(state: State) -> bool:
@@ -57,7 +58,7 @@ def _holds(tree: dict[str, Any], part: dict[str, Any]) -> bool:
 
 def entries(model: dict[str, Any]) -> list[Entry]:
     """The table for the model tree of a config."""
-    table = [Entry("temperature.log_scale", ("logit_scale",)), Entry("text_projection.weight", ("text_projection",))]
+    table = [_SCALE, Entry("text_projection.weight", ("text_projection",))]
     table += visual_entries(model["image_encoder"])
     table += embedding_entries("text_encoder", "bert.embeddings")
     for number in range(model["text_encoder"]["num_layers"]):
@@ -125,7 +126,7 @@ def from_checkpoint(state: State, model: dict[str, Any]) -> Translation:
 
 def to_checkpoint(state: State, model: dict[str, Any], stage: Stage = "original") -> State:
     """A state dict in the original's names, or in those of transformers, which has no ResNet."""
-    if not _is_chinese_clip(model):
+    if not is_chinese_clip(model):
         raise ValueError(
             "Chinese-CLIP's files hold a CLIP tower, a BERT, plain projections and a log-scale; this model is another"
         )
@@ -138,13 +139,21 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: Stage = "original"
 
 
 def image_weights(state: State, model: dict[str, Any]) -> Translation:
-    """Our state of the image side of an OpenAI CLIP file: tower, projection and temperature; its texts are left out."""
-    image = model["image_encoder"]
+    """Our state of the image side of an OpenAI CLIP file: the tower, and its projection and temperature for a model
+    that has CLIP's; the texts' side is left out. ValueError where the tower is another one.
+    """
+    image, is_clip = model["image_encoder"], is_chinese_clip(model)
+    if image["name"] not in ("vit", "resnet"):
+        raise ValueError(f"the file holds CLIP's image tower; model.image_encoder is {image['name']}")
     own = {name: value for name, value in state.items() if name.startswith("visual.") or name == "logit_scale"}
-    table = [entry for entry in entries(model) if entry.theirs[0] in own or entry.theirs[0].startswith("visual.")]
+    table = [entry for entry in [*visual_entries(image), _SCALE] if is_clip or entry.ours.startswith("image_encoder.")]
     ours, missing, unexpected = to_ours(_transposed(own), table)
-    translation = Translation(_with_leading(ours, image), missing, unexpected=unexpected)
+    missing = [name for name in missing if name != "logit_scale"]
+    if missing:
+        raise ValueError(f"CLIP's image weights do not fit model.image_encoder; missing: {', '.join(missing[:5])}")
+    translation = Translation(_with_leading(ours, image))
     translation.left_out = {name: "no part of CLIP's image side" for name in state if name not in own}
+    translation.left_out |= {name: "this model has no place for it" for name in unexpected}
     return translation
 
 
@@ -160,12 +169,12 @@ def _is_rounded(name: str, value: Tensor) -> bool:
     return not (is_norm or name.endswith(("class_embedding", "positional_embedding")))
 
 
-def _is_chinese_clip(model: dict[str, Any]) -> bool:
+def is_chinese_clip(model: dict[str, Any]) -> bool:
+    """Whether a model tree is that of a CLIP with its projections and temperature."""
     image = model["image_encoder"]
     is_clip = image["name"] == "resnet" or (image["name"] == "vit" and image.get("is_clip", False))
-    forms = [(model.get(key) or {}).get("kind") for key in ("projection_form",)]
-    stored = (model.get("temperature") or {}).get("stored_as")
-    return is_clip and forms == ["plain"] and stored == "log_scale"
+    form = (model.get("projection_form") or {}).get("kind")
+    return is_clip and form == "plain" and (model.get("temperature") or {}).get("stored_as") == "log_scale"
 
 
 def _transposed(state: State) -> State:

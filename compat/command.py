@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compat import cclm, ccrk_flags, r2d2, zerovl
+from compat import cclm, ccrk_flags, chinese_clip_flags, r2d2, zerovl
 from compat.config_names import OUR_CONFIG, choose, original_default, our_defaults
 from compat.flags import Translation, split_fewshot, translate_run_flags
 from compat.processes import Processes
@@ -264,6 +264,8 @@ def _lay_flags_over(
         layers.append((f"{COMMAND_LINE} (--pret_para)", ccrk_flags.translate_pretraining(arguments.pret_para, world)))
     if arguments.ft_para and not is_pretraining:
         layers.append((f"{COMMAND_LINE} (--ft_para)", ccrk_flags.translate_finetuning(arguments.ft_para)))
+    if arguments.trainer_flags:
+        layers.append((COMMAND_LINE, chinese_clip_flags.translate(arguments.trainer_flags, world)))
     for given, flag, fits in (
         (arguments.pret_para, "--pret_para", is_pretraining),
         (arguments.ft_para, "--ft_para", not is_pretraining),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from compat import chinese_clip_flags
 from compat.tool_flags import translate_words
 
 WRONG_USE = 2
@@ -98,7 +99,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The command's flags; settings may stand anywhere between them."""
     parser = make_parser()
     try:
-        words = translate_words(argv)
+        words, trainer_flags = chinese_clip_flags.take(translate_words(argv))
+        named = chinese_clip_flags.config_of(trainer_flags)
     except ValueError as error:
         parser.error(str(error))
     for flag in WHOLE_STRING_FLAGS:
@@ -106,6 +108,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
             place = words.index(flag)
             words[place : place + 2] = [f"{flag}={words[place + 1]}"]
     arguments = parser.parse_intermixed_args(words)
+    arguments.trainer_flags = trainer_flags
+    arguments.config = arguments.config or named
+    arguments.output_dir = arguments.output_dir or chinese_clip_flags.output_of(trainer_flags)
     if arguments.device == "cuda":  # R2D2's word for any GPU, which is taken without a flag
         arguments.device = None
     arguments.port = None if arguments.port == -1 else arguments.port

@@ -118,13 +118,17 @@ def _tower(tower: State, image: dict[str, Any]) -> State:
     return {name: value for name, value in tower.items() if not name.startswith(_CLASSIFIERS)}
 
 
-def image_tower(state: State, image: dict[str, Any]) -> State:
-    """Our keys of a public image tower (original Swin, DeiT, CLIP or timm file) for the image tree of a config."""
+def image_tower(state: State, model: dict[str, Any]) -> Translation:
+    """Our keys of a public image tower (original Swin, DeiT, CLIP or timm file) for the model tree of a config; of an
+    OpenAI CLIP file also the projection and the temperature where the model has CLIP's.
+    """
+    if any(name.startswith("visual.") for name in state):
+        return chinese_clip_weights.image_weights(state, model)
     state = {name.removeprefix("vision_encoder."): value for name, value in state.items()}
-    tower = _tower(state, image)
-    if not image.get("final_norm", True):
+    tower = _tower(state, model["image_encoder"])
+    if not model["image_encoder"].get("final_norm", True):
         tower = {name: value for name, value in tower.items() if name not in ("norm.weight", "norm.bias")}
-    return {f"{_BACKBONE}{name}": value for name, value in tower.items()}
+    return Translation({f"{_BACKBONE}{name}": value for name, value in tower.items()})
 
 
 def text_tower(state: State, model: dict[str, Any]) -> State:

@@ -180,8 +180,9 @@ def test_evaluation_and_saving_are_due_when_the_schedule_says(tmp_path: Path) ->
 def test_evaluation_by_steps_begins_in_the_first_epoch(tmp_path: Path) -> None:
     trainer = make(tmp_path, train={"epochs": 1, "eval_every_steps": 3, "eval_every_epochs": 0})
     due = []
-    for trainer.state.step in range(1, trainer.total_steps + 1):
-        due += [trainer.state.step] if trainer.is_due("eval") else []
+    for step in range(1, trainer.total_steps + 1):
+        trainer.state.step = step
+        due += [step] if trainer.is_due("eval") else []
     assert due == [3, 6]
 
 

@@ -58,6 +58,6 @@ def test_public_file_of_any_timm_tower_fills_the_tower_without_its_classifier():
     from compat.weights import image_tower
 
     file = timm.create_model("resnet18", pretrained=False).state_dict()
-    ours = image_tower(file, {"name": "timm", "model": "resnet18", "image_size": 32})
+    ours = image_tower(file, {"image_encoder": {"name": "timm", "model": "resnet18", "image_size": 32}}).state
     model = build_model(image_encoder={"name": "timm", "model": "resnet18", "image_size": 32})
     assert set(ours) == {name for name in model.state_dict() if name.startswith("image_encoder.backbone.")}
