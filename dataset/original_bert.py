@@ -22,6 +22,11 @@ IDEOGRAPHS = (
 )
 
 
+def clean_chinese(text: str) -> str:
+    """The text as Chinese-CLIP's data sets and prompts see it: lower case, curly double quotes made straight."""
+    return text.lower().replace("\u201c", '"').replace("\u201d", '"')
+
+
 class OriginalBertTokenizer(TextTokenizer):
     """Token ids of texts as the first BERT gives them."""
 

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 
 import rosetta
+from dataset.original_bert import clean_chinese
 from dataset.text import load_tokenizer
 
 FOLDER = rosetta.ROOT / "assets/tokenizers"
@@ -74,6 +75,10 @@ def test_words_may_have_two_hundred_characters(length, is_known):
 def test_a_special_token_written_in_a_text_is_none():
     ids = load_tokenizer(FOLDER / "chinese-clip").encode_batch(["[MASK]"], 52)[0]
     assert 103 not in ids and len(ids) > 3
+
+
+def test_data_sets_see_lower_case_and_straight_quotes():
+    assert clean_chinese("A\u201cB\u201d") == 'a"b"'
 
 
 def test_a_folder_with_no_more_than_the_settings_of_a_tokenizer_is_none(tmp_path):
