@@ -127,14 +127,15 @@ class Pixels(Dataset):
     A picture that cannot be used comes back as a line that says why, in the place of the whole batch.
     """
 
-    def __init__(self, source: ImageSource, transform: Any) -> None:
-        self.source, self.transform = source, transform
+    def __init__(self, source: ImageSource, transform: Any, seed: Sequence[int] = ()) -> None:
+        """seed: what the random draws depend on beside the place."""
+        self.source, self.transform, self.seed = source, transform, tuple(seed)
 
     def __getitem__(self, places: Sequence[int]) -> Tensor | str:
         images = []
         for place in places:
             try:
-                images.append(self.transform(self.source.read(place), np.random.default_rng(place)))
+                images.append(self.transform(self.source.read(place), np.random.default_rng([*self.seed, place])))
             except BadRecord as error:
                 return f"{error.where or self.source.where(place)}: {error.reason}; {error.detail}"
         return torch.from_numpy(np.stack(images))

@@ -59,6 +59,7 @@ TOOLS = Registry(
         "extract_features": "tasks.extract:ExtractFeatures",
         "search": "tasks.search:Search",
         "zero_shot": "tasks.zero_shot:ZeroShot",
+        "linear_prob": "tasks.linear_probe:LinearProbe",
         "evaluate_predictions": "tasks.evaluate_predictions:EvaluatePredictions",
         "transpose_annotations": "tasks.evaluate_predictions:TransposeAnnotations",
         "translate": "tasks.translate:Translate",

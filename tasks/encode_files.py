@@ -5,7 +5,7 @@ Letters: M images, T texts, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,11 @@ def context(precision: AnyPrecision, device: torch.device) -> Any:
     return autocast("fp32" if precision == "amp" else precision, device)
 
 
+def unit_vectors(model: Any, images: Tensor) -> Tensor:
+    """Embeddings (M, E) in the common space."""
+    return model.encode_image(images).embed
+
+
 @torch.inference_mode()
 def encode_pictures(
     loaded: Any,
@@ -39,14 +44,16 @@ def encode_pictures(
     batch_size: int,
     workers: int = 0,
     transform: Transform | None = None,
+    seed: Sequence[int] = (),
+    encode: Callable[[Any, Tensor], Tensor] = unit_vectors,
 ) -> Iterator[Tensor]:
-    """Unit vectors (M, E) of each part of the places of a source; DataError names a picture that cannot be used.
+    """Vectors (M, E) of each part of the places of a source; DataError names a picture that cannot be used.
 
-    transform: another one than the model's evaluation has.
+    transform: another one than the model's evaluation has, its draws seeded; encode: what is made of (M, 3, S, S).
     """
     batches = [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
     pixels = DataLoader(
-        Pixels(source, transform or loaded.inputs.transform),
+        Pixels(source, transform or loaded.inputs.transform, seed),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
@@ -61,7 +68,7 @@ def encode_pictures(
             if isinstance(images, str):
                 raise DataError(images)
             with context(precision, device):
-                found.append(loaded.model.encode_image(images.to(device, non_blocking=True)).embed.float())
+                found.append(encode(loaded.model, images.to(device, non_blocking=True)).float())
         yield torch.cat(found)
 
 
