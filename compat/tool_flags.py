@@ -45,6 +45,7 @@ TOOL_FLAGS: dict[str, dict[str, Flag]] = {
         "--convert-vision": Flag("parts", "[image]"),
         "--context-length": Flag("context_length"),
     },
+    "serve": {"--host": Flag("host"), "--port": Flag("port")},
     "speed_benchmark": {
         **CHINESE_CLIP_MODEL,
         "--pytorch-ckpt": Flag("checkpoint"),

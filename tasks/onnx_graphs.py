@@ -132,10 +132,12 @@ def write_graph(
         Path(f"{path}.data").unlink(missing_ok=True)  # of an earlier file of this name
 
 
-def open_session(path: Path, device: str) -> Callable[[dict[str, Tensor]], list[np.ndarray]]:
-    """A function that runs a file with onnxruntime."""
+def open_session(path: str | Path, device: str) -> Callable[[dict[str, Tensor]], list[np.ndarray]]:
+    """A function that runs a file with onnxruntime; FileNotFoundError if there is none."""
     import onnxruntime
 
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such ONNX file; --task export_onnx writes them")
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     found = onnxruntime.get_available_providers()
     if wanted not in found:

@@ -71,6 +71,8 @@ class SpeedBenchmark(Tool):
             raise ValueError("speed_benchmark runs in one process; leave out --nproc and --dist")
         require("onnxruntime", REQUIREMENTS)
         model = self.load(self.config.checkpoint, self.config.model_config or None).model
+        if not model.has_common_space:
+            raise ValueError(f"{self.config.checkpoint}: has no embeddings to time (model.projections)")
         if "score" in self.config.files and not model.has_fusion:
             raise ValueError("onnx_score: this model has no fusion stack; allowed: onnx_image, onnx_text")
         return {"milliseconds": time_parts(model, self.config.files, self.config)}

@@ -25,6 +25,10 @@ def test_what_a_flag_no_longer_decides_is_accepted_with_its_word():
     assert translate_words([*TASK, "--model-arch", "ViT-B-16", "opset=20"]) == [*TASK, "opset=20"]
 
 
+def test_the_port_of_a_server_is_its_own():
+    assert translate_words(["--task", "serve", "--port", "8001"]) == ["--task", "serve", "port=8001"]
+
+
 def test_another_task_keeps_its_words():
     words = ["--task=pretrain", "--n", "3"]
     assert translate_words(words) == words

@@ -121,6 +121,12 @@ def test_the_original_benchmark_times_torch_and_the_named_file(folder, capsys):
     assert "milliseconds for 2 on cpu, 3 runs" in capsys.readouterr().out
 
 
+def test_a_file_that_is_not_there_is_told(folder, capsys):
+    words = ["--pytorch-ckpt", str(folder), "--onnx-text-model", "nowhere.onnx", "--n", "1", "--warmup", "0"]
+    assert run.main(["--task", "speed_benchmark", *words]) == 2
+    assert "nowhere.onnx: no such ONNX file" in capsys.readouterr().err
+
+
 def test_core_ml_packages_are_written_with_the_originals_names(folder):
     coremltools = pytest.importorskip("coremltools", reason="pip install coremltools")
     words = ["parts=[text]", "precisions=[fp32]", "coreml=true", "context_length=12"]
