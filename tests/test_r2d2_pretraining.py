@@ -1,6 +1,7 @@
 """R2D2's and PRD2's pre-training through run.py: towers, losses, exact resume, processes, what fine-tuning reads."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from tests.test_r2d2_commands import back_to
 from tests.toy_pretraining import words_of, write_pretraining
 from tests.toy_r2d2 import ROOT, SIZES, STACKS
 from utils.checkpoint import read_weights
+
+PICTURES = "data.val.image_root=data/zero/IQR_IQM_ICR_ICM_images"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,26 @@ def test_pre_training_has_its_losses_and_keeps_the_image_tower(world, monkeypatc
     found = state["model.image_encoder.backbone.patch_embed.proj.weight"]
     assert torch.equal(found, clip["vision_model.embeddings.patch_embedding.weight"])
     assert any(name.startswith("teacher.") for name in state)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["student_text=complete"],
+        ["model.image_encoder.is_frozen=false", "train.accumulate=2", "train.epochs=4"],
+        ["objectives.tgd.queue_size=0", "objectives.fgd.compares=embed", "teacher.has_dropout=true"],
+        ["data.val.name=zero_lines", "data.val.files={zh: data/zero/IQR/val/short_itr_val.json}", PICTURES]
+        + ["train.eval_every_epochs=1", "evaluation.report_queries=1"],
+    ],
+    ids=["without_enhanced_training", "image_tower_learns", "without_queue", "evaluated"],
+)
+def test_pre_training_runs_in_its_other_forms(world, monkeypatch, tmp_path, settings):
+    monkeypatch.chdir(world)
+    assert run.main([*words_of("pretrain_r2d2", *settings), "--output_dir", str(tmp_path)]) == 0
+    assert all(math.isfinite(value) for losses in losses_of(tmp_path) for value in losses.values())
+    assert ("teacher.towers.copies.image_encoder.backbone.cls_token" in weights_of(tmp_path)) == (
+        "model.image_encoder.is_frozen=false" in settings
+    )
 
 
 def test_towers_start_from_public_weights_and_the_masked_language_head_too(world, monkeypatch, tmp_path):
