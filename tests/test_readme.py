@@ -179,6 +179,22 @@ def test_the_records_of_a_labelled_layout_are_read(tmp_path, number, kind, langu
     assert [join_path(root, value) for value, root in part.read(0).images] == images
 
 
+def test_the_texts_of_chinese_clip_are_read_with_their_images(tmp_path):
+    texts = next(block for block in blocks("json") if block.startswith('{"text_id"'))
+    (tmp_path / "toy_texts.jsonl").write_text(texts, encoding="utf-8")
+    [lines] = blocks("tsv")
+    ids = [line.partition("\t")[0] for line in lines.splitlines()] + ["212"]
+    content = [f"{key}\t{base64.b64encode(picture((9, 9, 99))).decode()}\n" for key in ids]
+    (tmp_path / "toy_imgs.tsv").write_text("".join(content))
+    dataset = DATASETS.load("pairs")(
+        DATASETS.load("pairs").Config([str(tmp_path / "toy_texts.jsonl")]), preprocessing()
+    )
+    assert len(dataset) == 3 and not dataset.skipped
+    assert [dataset.describe(k).captions[0][1] for k in range(3)] == [json.loads(texts.splitlines()[0])["text"]] * 2 + [
+        json.loads(texts.splitlines()[1])["text"]
+    ]
+
+
 def test_the_streams_of_the_readme_train_on_its_records(examples, capsys):
     names = {"pairs": "parallel", "regions": "regions", "german": "german"}
     for name, block in zip(names, blocks("json")[-3:], strict=True):
