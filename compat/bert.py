@@ -106,6 +106,33 @@ def _modern_name(name: str) -> str:
     return re.sub(r"^(cls\.predictions|lm_head)\.bias$", "head.bias", name)
 
 
+FOREIGN_TOWER = "text_encoder.backbone."  # names of the transformers library stay as they are behind it
+
+
+def foreign_tower(state: State) -> State:
+    """Our keys of any encoder of the transformers library, without what stands before its embeddings' names, its
+    pooler and its heads.
+    """
+    first = next((name for name in state if ".embeddings." in f".{name}"), "")
+    beginning = first[: f".{first}".index(".embeddings.")] if first else ""
+    names = {name: name.removeprefix(beginning) for name in state if name.startswith(beginning)}
+    return {f"{FOREIGN_TOWER}{own}": state[name] for name, own in names.items() if not is_idle(own)}
+
+
+def is_idle(name: str) -> bool:
+    """Whether nothing reads a tensor of an encoder: its pooler, and counters 0, 1, 2, ..."""
+    return name.startswith("pooler.") or name.endswith("position_ids")
+
+
+def read_text_encoder(directory: str | Path) -> dict[str, Any]:
+    """`model.text_encoder` of a Hugging Face directory: ours for BERT's family, the library's for any other."""
+    path = Path(directory) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("model_type", "bert") in ("bert", "roberta", "xlm-roberta", "camembert"):
+        return {"name": "bert", **text_tree(directory)}
+    return {"name": "hugging_face", "architecture": config}
+
+
 def text_tree(directory: str | Path) -> dict[str, Any]:
     """`model.text_encoder` settings of a Hugging Face directory, from its config.json."""
     path = Path(directory) / "config.json"

@@ -132,9 +132,11 @@ def image_tower(state: State, model: dict[str, Any]) -> Translation:
 
 
 def text_tower(state: State, model: dict[str, Any]) -> State:
-    """Our keys of a public BERT-family file: text tower, then the fusion stack's own layers, and the masked-language
-    head.
+    """Our keys of a public file: of BERT's family the text tower, then the fusion stack's own layers, and the
+    masked-language head; of any other encoder the tower.
     """
+    if model["text_encoder"]["name"] == "hugging_face":
+        return bert.foreign_tower(state)
     return bert.from_public(state, model)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compat.bert import text_tree
+from compat.bert import read_text_encoder
 from compat.flags import nested
 from compat.zerovl_defaults import PUBLISHED, knows, resolve
 from compat.zerovl_rules import group_rules
@@ -99,7 +99,7 @@ def _model(model: dict[str, Any], transforms: dict[str, Any], place: str) -> dic
     tower |= {**transforms["normalize"], "is_frozen": not image["trainable"]}
     if text["target_token_idx"] != 0:
         raise ConfigError(f"{place}: model.text_encoder.target_token_idx must be 0, the first token")
-    encoder = {"name": "bert", **_text_sizes(text["tag"]), "is_frozen": not text["trainable"]}
+    encoder = {**_text_encoder(text["tag"]), "is_frozen": not text["trainable"]}
     frozen = [f"model.{side}_projection" for side in ("image", "text") if not projection[f"{side}_projector_trainable"]]
     return {
         "model.image_encoder": tower,
@@ -125,11 +125,18 @@ def _image_tower(tag: str, size: int) -> dict[str, Any]:
     return {"name": "timm", "model": tag, "image_size": size}
 
 
-def _text_sizes(tag: str) -> dict[str, Any]:
+def _text_encoder(tag: str) -> dict[str, Any]:
     """Sizes of a well-known encoder, or those in the config.json of its folder."""
     if tag in BERT_SIZES:
-        return {**BERT_SIZES[tag], "max_positions": 512, "num_token_types": 2, "layer_norm_eps": 1e-12, "pad_id": 0}
-    return text_tree(tag if Path(tag).is_dir() else f"data/{tag}")
+        return {
+            "name": "bert",
+            **BERT_SIZES[tag],
+            "max_positions": 512,
+            "num_token_types": 2,
+            "layer_norm_eps": 1e-12,
+            "pad_id": 0,
+        }
+    return read_text_encoder(tag if Path(tag).is_dir() else f"data/{tag}")
 
 
 def _objective(loss: dict[str, Any], place: str) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from compat.zerovl_weights import entries
+from compat.zerovl_weights import entries, is_foreign
 from utils.config import ConfigError
 
-_THEIR_IMAGE = re.compile(r"image_encoder(\\?\.model){2}")
+_THEIR_TOWER = re.compile(r"(image|text)_encoder(\\?\.model){2}")
 
 
 def group_rules(rules: dict[str, Any], model: dict[str, Any], place: str) -> list[dict[str, Any]]:
@@ -19,7 +19,8 @@ def group_rules(rules: dict[str, Any], model: dict[str, Any], place: str) -> lis
 def our_match(regex: str, model: dict[str, Any], place: str) -> str:
     """An expression that finds our names of the parameters whose original names `regex` finds.
 
-    The image tower's names end alike in both; of everything else the names are known and listed.
+    Names of the image tower, and of a text tower that is the library's, end alike in both; of everything else the
+    names are known and listed.
     """
     named = []
     for entry in entries(model):
@@ -30,9 +31,10 @@ def our_match(regex: str, model: dict[str, Any], place: str) -> str:
         if all(found):
             named.append(entry.ours)
     anchored = r"(?<=^model\.)" + regex[1:] if regex.startswith("^") else regex
-    of_image = _THEIR_IMAGE.sub(r"image_encoder\\.backbone", anchored)
-    image = rf"^(?=model\.image_encoder\.)(?=.*(?:{of_image}))"
-    return image + (rf"|^model\.(?:{'|'.join(_joined(named, model))})$" if named else "")
+    of_tower = _THEIR_TOWER.sub(r"\1_encoder\\.backbone", anchored)
+    sides = "(?:image|text)" if is_foreign(model) else "image"
+    tower = rf"^(?=model\.{sides}_encoder\.)(?=.*(?:{of_tower}))"
+    return tower + (rf"|^model\.(?:{'|'.join(_joined(named, model))})$" if named else "")
 
 
 def _joined(names: list[str], model: dict[str, Any]) -> list[str]:
@@ -42,6 +44,6 @@ def _joined(names: list[str], model: dict[str, Any]) -> list[str]:
         places.setdefault(re.sub(r"\.layers\.\d+\.", ".layers.N.", name), []).append(name)
     found = []
     for general, own in places.items():
-        is_everywhere = len(own) == model["text_encoder"]["num_layers"] and ".layers.N." in general
+        is_everywhere = ".layers.N." in general and len(own) == model["text_encoder"]["num_layers"]
         found += [re.escape(general).replace(r"\.N\.", r"\.\d+\.")] if is_everywhere else map(re.escape, own)
     return found

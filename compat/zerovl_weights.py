@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from compat import vit
-from compat.bert import embedding_entries, layer_entries
+from compat.bert import FOREIGN_TOWER, embedding_entries, is_idle, layer_entries
 from compat.layout import Entry, State, Translation, to_ours, to_theirs, with_weight_and_bias
 
 Stage = Literal["clip"]
@@ -27,12 +27,15 @@ def released_config(state: State) -> str:
 
 
 def entries(model: dict[str, Any]) -> list[Entry]:
-    """The table of everything but the image tower, for the model tree of a config."""
+    """The table of everything but the image tower, and a text tower in the library's own names, for the model tree of
+    a config.
+    """
     table = [Entry("temperature.value", (_TEMPERATURE,))] if is_learned(model) else []
-    table += embedding_entries("text_encoder", f"{_TEXT}embeddings")
-    for number in range(model["text_encoder"]["num_layers"]):
-        theirs = f"{_TEXT}encoder.layer.{number}"
-        table += layer_entries(f"text_encoder.layers.{number}", theirs, has_cross_attention=False)
+    if not is_foreign(model):
+        table += embedding_entries("text_encoder", f"{_TEXT}embeddings")
+        for number in range(model["text_encoder"]["num_layers"]):
+            theirs = f"{_TEXT}encoder.layer.{number}"
+            table += layer_entries(f"text_encoder.layers.{number}", theirs, has_cross_attention=False)
     for side in ("image", "text"):
         if form(model) == "complex":
             for part in ("projection", "fc", "layer_norm"):
@@ -40,6 +43,11 @@ def entries(model: dict[str, Any]) -> list[Entry]:
         else:
             table.append(Entry(f"{side}_projection.weight", (f"{side}_projection.linear.weight",)))
     return table
+
+
+def is_foreign(model: dict[str, Any]) -> bool:
+    """Whether the text tower is the transformers library's, whose names it keeps."""
+    return model["text_encoder"].get("name") == "hugging_face"
 
 
 def is_learned(model: dict[str, Any]) -> bool:
@@ -64,7 +72,10 @@ def from_checkpoint(state: State, model: dict[str, Any]) -> Translation:
         tower = vit.to_timm(image, model["image_encoder"])
     translation = Translation(ours | {f"{_BACKBONE}{name}": value for name, value in tower.items()}, missing)
     for name in unexpected:
-        if reason := _why_unused(name, model):
+        own = name.removeprefix(_TEXT)
+        if is_foreign(model) and own != name and not is_idle(own):
+            translation.state[f"{FOREIGN_TOWER}{own}"] = rest[name]
+        elif reason := _why_unused(name, model):
             translation.left_out[name] = reason
         else:
             translation.unexpected.append(name)
@@ -74,7 +85,9 @@ def from_checkpoint(state: State, model: dict[str, Any]) -> Translation:
 def to_checkpoint(state: State, model: dict[str, Any], stage: Stage = "clip") -> State:
     """A state dict in the original layout; a constant temperature is not part of it."""
     tower = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
-    return {f"{_IMAGE}{name}": value for name, value in tower.items()} | to_theirs(state, entries(model))
+    text = {n.removeprefix(FOREIGN_TOWER): value for n, value in state.items() if n.startswith(FOREIGN_TOWER)}
+    towers = {f"{_IMAGE}{name}": value for name, value in tower.items()}
+    return towers | {f"{_TEXT}{name}": value for name, value in text.items()} | to_theirs(state, entries(model))
 
 
 def _why_unused(name: str, model: dict[str, Any]) -> str:

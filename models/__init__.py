@@ -12,4 +12,7 @@ IMAGE_ENCODERS = Registry(
     },
 )
 
-TEXT_ENCODERS = Registry("text encoder", {"bert": "models.text_encoder:TextEncoder"})
+TEXT_ENCODERS = Registry(
+    "text encoder",
+    {"bert": "models.text_encoder:TextEncoder", "hugging_face": "models.hugging_face_text:HuggingFaceText"},
+)

@@ -76,6 +76,9 @@ class Model(DualEncoder):
         has_box_head: bool = False
 
         def __post_init__(self) -> None:
+            if self.text_fusion is not None and self.text_encoder.name != "bert":
+                found = self.text_encoder.name
+                raise ValueError(f"text_fusion needs text_encoder bert, whose layers it repeats; found {found}")
             if self.has_box_head and self.text_fusion is None:
                 raise ValueError("has_box_head needs text_fusion: boxes are predicted from fused tokens")
             if self.has_masked_language_head and self.text_fusion is None:

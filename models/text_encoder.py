@@ -75,6 +75,23 @@ def join_texts(states: Sequence[TextState]) -> TextState:
     return TextState(tokens[rows], packing, torch.cat([state.embed for state in states]))
 
 
+def pool_texts(state: TextState, pooling: Literal["first", "mean"]) -> Tensor:
+    """One vector per text: (T, D), the first token or the mean of the real ones."""
+    if pooling == "first":
+        return state.tokens[state.packing.first_row]
+    packing, means = state.packing, []
+    for group, rows in zip(packing.groups, packing.split(state.tokens), strict=True):
+        block = rows.view(group.count, group.length, -1)  # (n, L, D)
+        if packing.key_mask is None:
+            means.append(block.mean(dim=1))
+            continue
+        real = packing.key_mask[group.first_text : group.first_text + group.count, :, None]
+        means.append((block * real).sum(dim=1) / real.sum(dim=1))
+    place = torch.empty_like(packing.order)
+    place[packing.order] = torch.arange(len(place), device=place.device)
+    return torch.cat(means)[place]
+
+
 class TextEncoder(nn.Module):
     """Embeddings and post-norm layers; the width of a text is `pooling` of its last hidden states."""
 
@@ -175,16 +192,4 @@ class TextEncoder(nn.Module):
 
     def pool(self, state: TextState) -> Tensor:
         """One vector per text: (T, D), the first token or the mean of the real ones."""
-        if self.config.pooling == "first":
-            return state.tokens[state.packing.first_row]
-        packing, means = state.packing, []
-        for group, rows in zip(packing.groups, packing.split(state.tokens), strict=True):
-            block = rows.view(group.count, group.length, -1)  # (n, L, D)
-            if packing.key_mask is None:
-                means.append(block.mean(dim=1))
-                continue
-            real = packing.key_mask[group.first_text : group.first_text + group.count, :, None]
-            means.append((block * real).sum(dim=1) / real.sum(dim=1))
-        place = torch.empty_like(packing.order)
-        place[packing.order] = torch.arange(len(place), device=place.device)
-        return torch.cat(means)[place]
+        return pool_texts(state, self.config.pooling)
