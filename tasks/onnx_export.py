@@ -63,7 +63,8 @@ class ExportOnnx(Tool):
             raise ValueError("export_onnx runs in one process; leave out --nproc and --dist")
         for package in ("onnxscript", "onnxruntime"):
             require(package, REQUIREMENTS)
-        logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # tells every constant that it joins
+        for talker in ("onnx_ir", "onnxscript"):  # they tell of every constant that they join or skip
+            logging.getLogger(talker).setLevel(logging.WARNING)
         loaded = self.load(self.config.checkpoint, self.config.model_config or None)
         model = loaded.model
         parts = self._parts(model, loaded.config.task)
