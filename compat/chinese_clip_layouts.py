@@ -126,6 +126,32 @@ def without_flash(state: State) -> State:
     return theirs
 
 
+def with_other_attention(state: State) -> State:
+    """The state in flash attention's names where it is in the standard ones, in the standard ones where it is not."""
+    bare = {name.removeprefix("module."): value for name, value in state.items()}
+    prefix = "module." if any(name.startswith("module.") for name in state) else ""
+    is_flash = any(".Wqkv." in name for name in bare)
+    changed = without_flash(bare) if is_flash else _with_flash(bare)
+    return {prefix + name: value for name, value in changed.items()}
+
+
+def _with_flash(state: State) -> State:
+    theirs: State = {}
+    for name, value in state.items():
+        if found := re.match(r"(bert\..*\.attention\.self)\.query\.(weight|bias)$", name):
+            thirds = [state[f"{found[1]}.{part}.{found[2]}"] for part in _QKV]
+            theirs[f"{found[1]}.Wqkv.{found[2]}"] = torch.cat(thirds)
+        elif re.match(r"bert\..*\.attention\.self\.(key|value)\.", name):
+            continue
+        elif found := re.match(r"(visual\..*\.attn)\.in_proj_(weight|bias)$", name):
+            theirs[f"{found[1]}.Wqkv.{found[2]}"] = value
+        elif name.startswith("bert."):
+            theirs[name.replace(".attention.output.dense.", ".attention.self.out_proj.")] = value
+        else:
+            theirs[name] = value
+    return theirs
+
+
 def sizes_of(state: State) -> dict[str, Any]:
     """The `model` settings that the shapes of a file tell; heads are 64 wide, in H/14's image tower 80."""
     state, _ = standard(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 EMBED_DIM = {"RN50": 1024, "ViT-B-32": 512, "ViT-B-16": 512, "ViT-L-14": 768, "ViT-L-14-336": 768, "ViT-H-14": 1024}
@@ -54,6 +55,30 @@ CONFIGS: list[tuple[str, str, str]] = [
     ("ViT-H-14", _LARGE, f"{_FOLDER}/vit_h_14.yaml"),
     ("RN50", "RBT3-chinese", f"{_FOLDER}/rn50.yaml"),
 ]
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A released file, its towers and where it lies on the model hubs."""
+
+    file: str
+    vision_model: str
+    text_model: str
+    repository: str
+
+
+def _released(vision: str, text: str, size: str) -> ReleasedModel:
+    return ReleasedModel(f"clip_cn_{vision.lower()}.pt", vision, text, f"chinese-clip-{size}")
+
+
+# In the order of the original.
+RELEASED = {
+    "ViT-B-16": _released("ViT-B-16", _BASE, "vit-base-patch16"),
+    "ViT-L-14": _released("ViT-L-14", _BASE, "vit-large-patch14"),
+    "ViT-L-14-336": _released("ViT-L-14-336", _BASE, "vit-large-patch14-336px"),
+    "ViT-H-14": _released("ViT-H-14", _LARGE, "vit-huge-patch14"),
+    "RN50": _released("RN50", "RBT3-chinese", "rn50"),
+}
 
 
 def named_config(vision_model: str, text_model: str) -> dict[str, Any]:
