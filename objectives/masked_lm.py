@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives.step import ObjectiveConfig, Step
+from utils.distributed import all_reduce_sum, world_size
 
 CHUNK_ELEMENTS = 32 << 20
 IGNORED_TARGET = -100
@@ -23,7 +24,7 @@ def vocabulary_loss(
     row_weight: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of tokens (Q, D) against a vocabulary weight (V, D) + bias (V,); target (Q,), IGNORED_TARGET
-    not counted. With row_weight (Q,) the sum of the weighted rows instead of the mean.
+    not counted. With row_weight (Q,) or () the sum of the weighted rows instead of the mean.
 
     The vocabulary is walked in chunks of about chunk_elements logits, so that each row of the weight's gradient is
     written once.
@@ -138,11 +139,21 @@ class MaskedLanguageModelling:
     def __call__(self, step: Step) -> Tensor:
         """Mean cross-entropy over the masked positions ()."""
         if step.reads_masked:
-            fused, model = step.fused_positives(), step.model
-            head = model.masked_language_head
-            return vocabulary_loss(fused.tokens, model.text_encoder.word.weight, head.bias, fused.target)
+            return fused_language_loss(step)
         chosen, masked = step.positive_text, step.masked
         return masked_language_loss(step, masked.ids[chosen], masked.positions[chosen], masked.targets[chosen], chosen)
+
+
+def fused_language_loss(step: Step) -> Tensor:
+    """The masked words of the one pass that serves all objectives; mean over those of all ranks, some of which may have
+    none: this rank's share of it times the number of ranks ().
+    """
+    fused, head = step.fused_positives(), step.model.masked_language_head
+    total = all_reduce_sum((fused.target != IGNORED_TARGET).sum())
+    weight = world_size() / total.clamp_min(1)
+    return vocabulary_loss(
+        fused.tokens, step.model.text_encoder.word.weight, head.bias, fused.target, row_weight=weight
+    )
 
 
 def masked_language_loss(step: Step, ids: Tensor, positions: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
 """Enhanced training: one pass of the masked texts gives what separate passes would."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from dataset.batch import TextBatch
 from objectives.masked_lm import MaskedLanguageModelling
 from objectives.matching import HardNegativeMatching, match_logits
 from tasks.encode import encode_step
+from tests.parity.runners.common import run_on_ranks
 from tests.tiny import build_model, make_batch, model_tree
+from utils.distributed import all_reduce_sum
 
 # Two words are hidden in every text but one of a single token: then the slots of masked words are not all used.
 ALL_USED, ONE_UNUSED = [3, 6, 4, 2, 6], [3, 6, 1, 2, 6]
@@ -53,6 +57,29 @@ def test_gradients_are_those_of_separate_passes():
         gradients.append(sum_of_gradients(models))
     for name, expected in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def loss_of_rows(*rows):
+    """Masked language modelling on some images of a batch."""
+    batch, rows = make_batch(ONE_UNUSED, num_images=5), torch.tensor(rows)
+    own = replace(
+        batch,
+        images=batch.images[rows],
+        image_id=batch.image_id[rows],
+        texts=TextBatch(batch.texts.ids[rows], [ONE_UNUSED[row] for row in rows]),
+        image_of_text=torch.arange(len(rows)),
+        masked=batch.masked.select(rows),
+    )
+    return mlm(encode_step(build_model(text_encoder=STILL), own, "uniform", reads_masked=True)).detach()
+
+
+def check_ranks(number, expected):
+    own = [(0, 1), (2,)][number]  # texts with two hidden words each, and one with a single one
+    torch.testing.assert_close(all_reduce_sum(loss_of_rows(*own)) / 2, expected)
+
+
+def test_the_mean_is_over_the_words_of_all_processes():
+    run_on_ranks(check_ranks, 2, loss_of_rows(0, 1, 2))
 
 
 def sum_of_gradients(models):
