@@ -188,6 +188,8 @@ class Pairs(ImageTextPairs):
                 raise ValueError("folds must be 1: a text may have images in several of them")
 
         def read(self, record: dict[str, Any]) -> Entry:
+            if "image" not in record:  # a line of texts as it stands in its file
+                raise BadRecord("images by id", "the line names its images by id; PairFiles finds them")
             return Entry(record["image"], "", record["key"], [record["text"]], record["key"])
 
         def clean(self, caption: Any, max_words: int) -> str:
