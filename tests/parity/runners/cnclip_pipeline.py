@@ -21,6 +21,7 @@ from tasks.build_lmdb import BuildLmdb
 from tasks.evaluate_predictions import transpose
 from tasks.extract import ExtractFeatures
 from tasks.zero_shot import ZeroShot, read_prompts
+from tests.parity.runners.cnclip_pipeline_training import check_training
 from tests.parity.runners.cnclip_search import check_recall, check_search, check_transposed
 from utils.config import dump_yaml, to_tree
 
@@ -40,6 +41,12 @@ def run_pipeline(folder: Path) -> None:
             check_split(folder, split.removesuffix("_texts"), config, work)
         for result in sorted(expected.glob("zeroshot_*_top1.json")):
             check_zero_shot(folder, result.name.removeprefix("zeroshot_").removesuffix("_top1.json"), config, work)
+        for name in training_names(folder):
+            check_training(folder, name)
+
+
+def training_names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in (folder / "expected").glob("train_*.json"))
 
 
 def check_lmdb(folder: Path, work: Path) -> None:
