@@ -282,13 +282,13 @@ def load_weights_of(language: str, task: Task, init: InitConfig) -> None:
 def export_weights(
     checkpoint: str | os.PathLike, layout: str, output_dir: str | os.PathLike, config: str | os.PathLike | None = None
 ) -> Path:
-    """Write a checkpoint as <output_dir>/<layout>.th, {"model": state dict} in an original system's layout; its path.
+    """Write a checkpoint as <output_dir>/<layout>.th, a file as the original system has it; its path.
 
     layout: a row of compat.weights.EXPORTS, as ccrk_pretrain. Raises ValueError for another one.
     """
     import torch
 
-    from compat.weights import to_original
+    from compat.weights import file_content, to_original
     from utils.config import to_tree
 
     loaded = load(checkpoint, config)
@@ -296,7 +296,7 @@ def export_weights(
     path = Path(output_dir) / f"{layout}.th"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    torch.save({"model": state, "config": to_tree(loaded.config)}, temporary)
+    torch.save(file_content(state, to_tree(loaded.config), layout), temporary)
     os.replace(temporary, path)
     return path
 

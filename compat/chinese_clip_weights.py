@@ -138,6 +138,14 @@ def to_checkpoint(state: State, model: dict[str, Any], stage: Stage = "original"
     return theirs if stage == "original" else layouts.to_transformers(theirs)
 
 
+def file_content(state: State, stage: Stage) -> dict[str, Any]:
+    """A file as the original's programs ask for it, finished epochs and prefix included; transformers' are bare."""
+    if stage == "transformers":
+        return state
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    return {"epoch": 0, "step": 0, "name": "rosetta-vl", "state_dict": wrapped}
+
+
 def image_weights(state: State, model: dict[str, Any]) -> Translation:
     """Our state of the image side of an OpenAI CLIP file: the tower, and its projection and temperature for a model
     that has CLIP's; the texts' side is left out. ValueError where the tower is another one.

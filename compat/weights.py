@@ -147,3 +147,11 @@ def to_original(state: State, model: dict[str, Any], layout: str) -> State:
     system, stage = EXPORTS[layout]
     ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
     return SYSTEMS[system].to_checkpoint(ours, model, stage)
+
+
+def file_content(state: State, config: dict[str, Any], layout: str) -> dict[str, Any]:
+    """What a file with a state dict in an original layout holds, so that the original's programs read it."""
+    system, stage = EXPORTS[layout]
+    if hasattr(SYSTEMS[system], "file_content"):
+        return SYSTEMS[system].file_content(state, stage)
+    return {"model": state, "config": config}
