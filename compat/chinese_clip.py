@@ -20,17 +20,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import rosetta
 from compat.chinese_clip_layouts import with_other_attention
 from compat.chinese_clip_sizes import RELEASED, model_section, named_config
-from dataset.text import load_tokenizer
-from dataset.transforms import channels_first
-from models.clip_face import ClipFace
-from models.image_encoder import CLIP_MEAN, CLIP_STD
-from models.model import Model
 from utils.config import build
+from utils.registry import Registry
 
 DEFAULT_ROOT = "~/.cache/clip"
+# This is a face over the whole house, which nothing of ours imports; it takes the floors above by name.
+PARTS = Registry(
+    "part of the API",
+    {
+        "model": "models.model:Model",
+        "face": "models.clip_face:ClipFace",
+        "mean": "models.image_encoder:CLIP_MEAN",
+        "std": "models.image_encoder:CLIP_STD",
+        "channels_first": "dataset.transforms:channels_first",
+        "load_tokenizer": "dataset.text:load_tokenizer",
+        "load_weights": "rosetta:load_weights",
+        "load_public_weights": "rosetta:load_public_weights",
+        "root": "rosetta:ROOT",
+    },
+)
 HUBS = {False: "https://huggingface.co/OFA-Sys/{}", True: "https://www.modelscope.cn/models/AI-ModelScope/{}"}
 
 
@@ -47,9 +57,9 @@ def load_from_name(
     text_model_name: str | None = None,
     input_resolution: int | None = None,
     use_modelscope: bool = False,
-) -> tuple[ClipFace, Callable[[Image.Image], Tensor]]:
-    """The model of a released name or of a file, and what makes its pixels of a picture; without a device on a GPU if
-    there is one.
+) -> tuple[Any, Callable[[Image.Image], Tensor]]:
+    """The model (models.clip_face.ClipFace) of a released name or of a file, and what makes its pixels of a picture;
+    without a device on a GPU if there is one.
 
     A file needs the names of its towers and its resolution, as in the original. FileNotFoundError says where a released
     file is expected and where to get it.
@@ -69,25 +79,26 @@ def load_from_name(
         raise ValueError(f"no file and no model '{name}'; available: {', '.join(available_models())}")
     config = named_config(*towers)
     config["image_resolution"] = size or config["image_resolution"]
-    model = Model(build(Model.Config, model_section(config)))
-    rosetta.load_weights(model, path)
+    kind = PARTS.load("model")
+    model = kind(build(kind.Config, model_section(config)))
+    PARTS.load("load_weights")(model, path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return ClipFace(model).eval().to(device), image_transform(config["image_resolution"])
+    return PARTS.load("face")(model).eval().to(device), image_transform(config["image_resolution"])
 
 
 def load(
-    model: ClipFace,
+    model: Any,
     device: str | torch.device = "cpu",
     clip_path: str | os.PathLike | None = None,
     bert_path: str | os.PathLike | None = None,
     use_flash_attention: bool = False,
-) -> ClipFace:
-    """The model started from files of OpenAI's CLIP and of a BERT; use_flash_attention is not needed here."""
+) -> Any:
+    """The model started from files of OpenAI's CLIP and of a BERT; attention is fast without a flag."""
     for path in (clip_path, bert_path):
         if path and not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
     if clip_path or bert_path:
-        rosetta.load_public_weights(model.model, text=str(bert_path or ""), image=str(clip_path or ""))
+        PARTS.load("load_public_weights")(model.model, text=str(bert_path or ""), image=str(clip_path or ""))
     return model.to(device)
 
 
@@ -102,7 +113,8 @@ def tokenize(texts: str | Sequence[str], context_length: int = 52) -> Tensor:
 
 def image_transform(image_size: int = 224) -> Callable[[Image.Image], Tensor]:
     """What makes (3, S, S) of a picture: resized in its own mode, bicubic, aspect ratio not kept; RGB; normalised."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(PARTS.load(name))[:, None, None] for name in ("mean", "std"))
+    channels_first = PARTS.load("channels_first")
 
     def transform(image: Image.Image) -> Tensor:
         resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC).convert("RGB")
@@ -118,4 +130,4 @@ def convert_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _tokenizer() -> Any:
-    return load_tokenizer(rosetta.ROOT / "assets/tokenizers/chinese-clip")
+    return PARTS.load("load_tokenizer")(PARTS.load("root") / "assets/tokenizers/chinese-clip")
