@@ -24,6 +24,7 @@ PROGRAMS = {
     "A9": "bench.dual_encoder",
     "decoupled": "bench.dual_encoder",
     "curve": "bench.decoupled_curve",
+    "A10": "bench.search",
     "A11": "bench.image_pipeline",
     "A12": "bench.contrastive",
     "A13": "bench.start_up",

@@ -10,6 +10,7 @@ from bench import (
     dual_encoder,
     masked_words,
     reranking,
+    search,
     training_step,
     two_stacks,
 )
@@ -33,6 +34,7 @@ SMALL = Options(is_small=True, repeats=1)
         (dual_encoder, "A9"),
         (dual_encoder, "decoupled"),
         (decoupled_curve, "curve"),
+        (search, "A10"),
         (contrastive, "A12"),
         (two_stacks, "A14"),
         (answers, "A15"),

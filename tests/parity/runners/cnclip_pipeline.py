@@ -1,4 +1,4 @@
-"""A whole Chinese-CLIP project with our programs: LMDB, features, search, recall, zero-shot; and its prompt lists."""
+"""A whole Chinese-CLIP project with our programs: LMDB, features, search, recall, zero-shot, API, training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tasks.build_lmdb import BuildLmdb
 from tasks.evaluate_predictions import transpose
 from tasks.extract import ExtractFeatures
 from tasks.zero_shot import ZeroShot, read_prompts
+from tests.parity.runners.cnclip_api import check_api
 from tests.parity.runners.cnclip_pipeline_training import check_training
 from tests.parity.runners.cnclip_search import check_recall, check_search, check_transposed
 from utils.config import dump_yaml, to_tree
@@ -41,6 +42,7 @@ def run_pipeline(folder: Path) -> None:
             check_split(folder, split.removesuffix("_texts"), config, work)
         for result in sorted(expected.glob("zeroshot_*_top1.json")):
             check_zero_shot(folder, result.name.removeprefix("zeroshot_").removesuffix("_top1.json"), config, work)
+        check_api(folder)
         for name in training_names(folder):
             check_training(folder, name)
 
