@@ -31,7 +31,7 @@ def run_linear_probe(folder: Path) -> None:
     }
     tower = ViT(build(ViT.Config, tree)).eval().requires_grad_(False)
     state = {name.removeprefix(TOWER): value for name, value in case.state.items() if name.startswith(TOWER)}
-    ours = image_tower(state, to_tree(tower.config))
+    ours = image_tower(state, {"image_encoder": to_tree(tower.config)}).state
     tower.load_state_dict({name.removeprefix("image_encoder."): value for name, value in ours.items()})
     classifier = nn.Linear(size["embed_dim"], config["num_classes"])
     classifier.load_state_dict(
