@@ -16,6 +16,7 @@ from models.model import Model
 from optim import make_groups
 from tests.parity.conftest import OWN_FIXTURES
 from tests.parity.runners.chinese_clip_model import build_model, raw_image
+from tests.tiny import build_model as tiny_model
 from utils.config import build, to_tree
 
 FIXTURES = OWN_FIXTURES / "chinese_clip"
@@ -140,3 +141,9 @@ def test_positions_of_another_grid_are_interpolated():
     config = TINY | {"image_resolution": 48}
     model = build_model(config, {n: v for n, v in tiny_state().items()})
     assert raw_image(model, torch.zeros(1, 3, 48, 48)).shape == (1, 16)
+
+
+def test_weights_of_chinese_clip_for_another_model_are_named(tmp_path):
+    save_file(tiny_state(), tmp_path / "clip_cn.safetensors")
+    with pytest.raises(ValueError, match=r"clip_cn.safetensors \(chinese_clip\) does not fit this model"):
+        rosetta.load_weights(tiny_model(), tmp_path / "clip_cn.safetensors")
