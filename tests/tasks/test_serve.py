@@ -262,7 +262,8 @@ def test_a_port_that_is_taken_is_told_before_the_work(gallery, capsys):
 
 
 def test_the_quickstart_names_the_command_that_opens_the_page():
-    done = subprocess.run(["make", "--dry-run", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "--dry-run", "quickstart"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-1]
     assert "python3 run.py --task serve --checkpoint output/quickstart" in last
     words = last.partition("run.py")[2].strip(' "').split()
