@@ -73,7 +73,8 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
     placeholders = split_fewshot(arguments.fewshot) if arguments.fewshot else {}
     notices: list[str] = [processes.notice] if processes.notice else []
     own, theirs = zerovl.split_words(arguments.settings)
-    if (original := zerovl.original_tree(arguments.config, theirs)) is not None:
+    named = str(_locate(arguments.config, root)) if arguments.config else None
+    if (original := zerovl.original_tree(named, theirs)) is not None:
         path, tree, words = Path(arguments.config), zerovl.translate_tree(original, theirs, notices), own
     else:
         path, words = find_config(arguments, task, default_config, root, notices), arguments.settings
