@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.batch import ImageTextBatch, Skipped
 from dataset.files import BadRecord
-from dataset.readers import Records
+from dataset.records import RecordDataset
 from dataset.samples import (
     UNKNOWN_LANGUAGE,
     Contents,
@@ -24,7 +24,7 @@ from dataset.samples import (
 from dataset.sections import field_of
 
 
-class ImageTexts:
+class ImageTexts(RecordDataset):
     """Records {image: path or base64, text: one or several} of JSON lines, or samples of tar shards; a sample is the
     picture with one of its texts, drawn anew every epoch.
     """
@@ -45,20 +45,8 @@ class ImageTexts:
                     raise ValueError(f"{name} is empty; name at least {what}")
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
-        self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        super().__init__(config, preprocessing)
         self.languages = [UNKNOWN_LANGUAGE]
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """Nothing is read before it is asked for, so nothing is left out yet."""
-        return []
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:
         """The picture of a record with one of its texts; all chance comes from the generator."""
@@ -78,13 +66,6 @@ class ImageTexts:
 
     def collate(self, samples: list[Sample], skipped: list[Skipped]) -> ImageTextBatch:
         return collate_samples(samples, skipped, self.preprocessing.tokenizer.pad_id)
-
-    @property
-    def num_records(self) -> int:
-        return len(self.records)
-
-    def where_record(self, number: int) -> str:
-        return self.where(number)
 
     def describe(self, number: int) -> Contents:
         """The picture of a record and all its texts."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.batch import Skipped, TextPairBatch, pad_texts
 from dataset.files import BadRecord
-from dataset.readers import Records
+from dataset.records import RecordDataset
 from dataset.samples import Contents, Preprocessing, collate_masks
 from dataset.text import MaskedIds
 
@@ -23,7 +23,7 @@ class TextPair:
     masked: MaskedIds | None = None
 
 
-class ParallelTexts:
+class ParallelTexts(RecordDataset):
     """Records {source_text, target_text}; which one comes first is drawn."""
 
     @dataclass
@@ -44,23 +44,8 @@ class ParallelTexts:
                 raise ValueError(f"swap_prob must be in [0, 1], found {self.swap_prob}")
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config = config
-        self.preprocessing = preprocessing.for_pieces() if config.tokenized else preprocessing
-        self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        super().__init__(config, preprocessing.for_pieces() if config.tokenized else preprocessing)
         self.languages: list[str] = []
-        self.skipped: list[Skipped] = []  # nothing is read before it is asked for
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def num_records(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
-
-    where_record = where
 
     def sample(self, index: int, generator: np.random.Generator) -> TextPair:
         """The pair of a record in a drawn order."""

@@ -12,6 +12,7 @@ from dataset.batch import ImageTextBatch, Skipped
 from dataset.files import BadRecord, DataError
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery
 from dataset.readers import Records
+from dataset.records import RecordDataset
 from dataset.samples import (
     UNKNOWN_LANGUAGE,
     Contents,
@@ -28,7 +29,7 @@ from dataset.samples import (
 IMAGE_KEYS = ("image_path", "image", "binary", "image_content")
 
 
-class CaptionedImages:
+class CaptionedImages(RecordDataset):
     """Records {caption: {language: text}, image: path or base64}; a sample is a picture with its K captions."""
 
     @dataclass
@@ -58,9 +59,7 @@ class CaptionedImages:
                 raise ValueError(f"caption_num must be between 0 and {most}, found {self.caption_num}")
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config = config
-        self.preprocessing = preprocessing.for_pieces() if config.tokenized else preprocessing
-        self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        super().__init__(config, preprocessing.for_pieces() if config.tokenized else preprocessing)
         self._prepared: dict[int, Any] = {}
         self._encoded: dict[str, list[int]] = {}
         self.languages = list(config.languages) or find_languages(self.records, config.caption_key)
@@ -68,17 +67,6 @@ class CaptionedImages:
         if config.caption_num > len(self.languages):
             found = ", ".join(self.languages)
             raise DataError(f"caption_num is {config.caption_num}, but {config.files[0]} has only {found}")
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """Nothing is read before it is asked for, so nothing is left out yet."""
-        return []
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:
         """The picture of a record with its captions; all chance comes from the generator."""
@@ -121,13 +109,6 @@ class CaptionedImages:
         """The encoded picture of a record."""
         value = find_image(self.records.read(index), self.config.image_key)
         return read_image(value, self.config.image_root, self.preprocessing.files)
-
-    @property
-    def num_records(self) -> int:
-        return len(self.records)
-
-    def where_record(self, number: int) -> str:
-        return self.where(number)
 
     def describe(self, number: int) -> Contents:
         """The picture of a record and its captions in every language, those of all its caption sets."""

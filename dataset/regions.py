@@ -20,7 +20,7 @@ from dataset.decode import open_image
 from dataset.directions import DIRECTION_WORDS, Directions
 from dataset.files import BadRecord
 from dataset.pretrain import captions_by_language, find_image
-from dataset.readers import Records
+from dataset.records import RecordDataset
 from dataset.samples import UNKNOWN_LANGUAGE, Contents, Preprocessing, collate_masks, image_key, read_image, stable_id
 from dataset.text import MaskedIds
 from dataset.transforms import Box, channels_first, crop_and_resize
@@ -71,7 +71,7 @@ class RegionSample:
     rows: list[RegionRow]
 
 
-class RegionImages:
+class RegionImages(RecordDataset):
     """Records {image, elems: [{bb: [x, y, width, height], caption, attributes}], caption}: a sample is a random crop
     with the regions in it. Captions are objects of languages or plain text.
     """
@@ -116,25 +116,10 @@ class RegionImages:
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
         if not preprocessing.grid:
             raise ValueError("regions need an image encoder whose grid of tokens is known: swin or vit")
-        self.config = config
-        self.preprocessing = preprocessing.for_pieces() if config.tokenized else preprocessing
-        self.records = Records(config.files, preprocessing.files, preprocessing.cache_dir)
+        super().__init__(config, preprocessing.for_pieces() if config.tokenized else preprocessing)
         self.directions = Directions(config.direction_words or DIRECTION_WORDS) if config.careful_flip else None
         self.size, self.grid = preprocessing.transform.image_size, preprocessing.grid
         self.languages = list(config.languages)
-        self.skipped: list[Skipped] = []  # nothing is read before it is asked for
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def num_records(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
-
-    where_record = where
 
     def sample(self, index: int, generator: np.random.Generator) -> RegionSample:
         """A random crop of a record's picture and its regions; all chance comes from the generator."""
