@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
 EXTRA = requirements-serve.txt
+PEERS = requirements-peers.txt
 INSTALLED = $(VENV)/.installed-$(notdir $(REQUIREMENTS))
 RUN = $(VENV)/bin/python run.py --task pretrain
 OPEN = run.py --task serve --checkpoint output/quickstart
@@ -38,8 +39,9 @@ $(VENV)/.installed-serve: $(EXTRA) $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(EXTRA)
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(EXTRA) $(INSTALLED)
+$(VENV)/.installed-dev: requirements-dev.txt requirements-search.txt $(PEERS) $(EXTRA) $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(PEERS)
 	@touch $@
 
 quickstart: $(INSTALLED)

@@ -82,24 +82,30 @@ def load_from_name(
     kind = PARTS.load("model")
     model = kind(build(kind.Config, model_section(config)))
     PARTS.load("load_weights")(model, path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return PARTS.load("face")(model).eval().to(device), image_transform(config["image_resolution"])
+    return PARTS.load("face")(model).eval().to(device or default_device()), image_transform(config["image_resolution"])
 
 
 def load(
     model: Any,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     clip_path: str | os.PathLike | None = None,
     bert_path: str | os.PathLike | None = None,
     use_flash_attention: bool = False,
 ) -> Any:
-    """The model started from files of OpenAI's CLIP and of a BERT; attention is fast without a flag."""
+    """The model started from files of OpenAI's CLIP and of a BERT, on a GPU if there is one and no device is named;
+    attention is fast without a flag.
+    """
     for path in (clip_path, bert_path):
         if path and not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
     if clip_path or bert_path:
         PARTS.load("load_public_weights")(model.model, text=str(bert_path or ""), image=str(clip_path or ""))
-    return model.to(device)
+    return model.to(device or default_device())
+
+
+def default_device() -> str:
+    """Where a model goes that is not told where."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 52) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,10 +25,15 @@ class ClipFace(nn.Module):
         """ln(1 / temperature), ()."""
         return self.model.temperature.log_scale
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in, and pixels are turned into."""
+        return next(self.model.image_encoder.parameters()).dtype
+
     def encode_image(self, image: Tensor, mask_ratio: float = 0) -> Tensor:
         """(M, E) of normalised pixels (M, 3, S, S); mask_ratio: of the patches, left out at random (FLIP)."""
         with self._masked(mask_ratio):
-            return self.model.project_image(self.model.image_encoder(image))
+            return self.model.project_image(self.model.image_encoder(image.to(self.dtype)))
 
     def encode_text(self, text: Tensor) -> Tensor:
         """(T, E) of ids (T, L) padded with 0; a text of padding alone is read as a text of L pads."""

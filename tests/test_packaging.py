@@ -55,6 +55,12 @@ def test_every_requirement_has_a_lower_bound_and_a_tested_version(name):
     assert requirement_names(name) <= requirement_names("requirements.lock")
 
 
+def test_what_comes_without_its_own_requirements_is_pinned():
+    """pip cannot tell whether such a package fits, so its version is the tested one."""
+    lines = [line for line in (ROOT / "requirements-peers.txt").read_text().splitlines() if line[:1].isalpha()]
+    assert lines and all(re.fullmatch(r"[\w.-]+==[\d.]+", line) for line in lines), lines
+
+
 def test_the_lock_names_versions_and_nothing_of_a_machine():
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r'[\w.-]+==[\w.]+( ; sys_platform == "linux")?', line), line

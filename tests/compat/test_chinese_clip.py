@@ -53,6 +53,13 @@ def test_the_methods_give_what_the_original_s_give(face, inputs):
         assert torch.allclose(value, expected[name], atol=1e-5, rtol=1e-5), name
 
 
+@torch.no_grad()
+def test_a_model_in_half_precision_takes_pixels_as_they_come(face, inputs):
+    half = face.half()
+    assert half.dtype == torch.float16
+    assert half.encode_image(inputs["images"]).dtype == half.encode_text(inputs["texts"]).dtype == torch.float16
+
+
 def test_nothing_to_encode_is_an_error(face):
     with pytest.raises(ValueError, match="give images, texts or both"):
         face(None, None)
