@@ -227,14 +227,15 @@ def load_public_weights(model: Model, *, text: str = "", image: str = "") -> lis
     from compat.weights import image_tower, tensors_of, text_tower
     from utils.checkpoint import read_weights
     from utils.config import to_tree
+    from utils.script_archive import is_script_archive, read_script_archive
 
     tree, state, notes = to_tree(model.config), {}, []
-    if text:
-        state |= text_tower(tensors_of(read_weights(_weights_in(Path(text)))), tree)
-    if image:
-        translation = image_tower(tensors_of(read_weights(image)), tree)
-        state |= translation.state
-        notes = [f"{image}: {name} left out: {reason}" for name, reason in translation.left_out.items()]
+    for source, tower in ((_weights_in(Path(text)) if text else "", text_tower), (image, image_tower)):
+        if source:
+            read = read_script_archive if is_script_archive(source) else read_weights
+            translation = tower(tensors_of(read(source)), tree)
+            state |= translation.state
+            notes += [f"{source}: {name} left out: {reason}" for name, reason in translation.left_out.items()]
     fresh = sorted(set(model.state_dict()) - set(state))
     _fill(model, state, text or image, tuple(fresh), [])
     return [*notes, f"fresh: {', '.join(sorted({name.rpartition('.')[0] for name in fresh}))}"]

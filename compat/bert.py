@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compat.layout import Entry, State, to_ours, with_weight_and_bias
+from compat.layout import Entry, State, Translation, to_ours, with_weight_and_bias
 
 _EMBEDDINGS = {"word": "word_embeddings", "position": "position_embeddings", "token_type": "token_type_embeddings"}
 
@@ -66,13 +67,22 @@ def source_layers(num_source: int, num_wanted: int) -> list[int]:
     return [step * (place + 1) - 1 for place in range(num_wanted)]
 
 
-def from_public(state: State, model: dict[str, Any]) -> State:
-    """Weights of a public BERT, RoBERTa or XLM-R file under our names, for the model tree of a config.
+def first_layers(num_source: int, num_wanted: int) -> list[int]:
+    """The layers that Chinese-CLIP keeps of a deeper public model: the first ones, as RBT3 does of RoBERTa-wwm-ext."""
+    if num_wanted > num_source:
+        raise ValueError(f"text weights have {num_source} layers, the model has {num_wanted}")
+    return list(range(num_wanted))
+
+
+def from_public(
+    state: State, model: dict[str, Any], choose: Callable[[int, int], list[int]] = source_layers
+) -> Translation:
+    """Weights of a public BERT, RoBERTa or XLM-R file under our names, for the model tree of a config; `choose` says
+    which layers of a deeper file are kept.
 
     The kept layers fill the text tower first, then the fusion stack (whose cross-attention stays fresh); of a model
-    with as many layers as the tower nothing is left for the stack (R2D2). The pooler
-    and everything else that no part of the model uses is left out; a missing masked-language head stays fresh.
-    ValueError if layers are missing.
+    with as many layers as the tower nothing is left for the stack (R2D2). What no part of the model uses is left out,
+    with the reason; a missing masked-language head stays fresh. ValueError if layers are missing.
     """
     state = {_modern_name(name): value for name, value in state.items()}
     numbers = [int(found[1]) for name in state if (found := re.match(r"encoder\.layer\.(\d+)\.", name))]
@@ -81,12 +91,12 @@ def from_public(state: State, model: dict[str, Any]) -> State:
     num_text = model["text_encoder"]["num_layers"]
     num_fusion = (model.get("text_fusion") or {}).get("num_layers", 0)
     num_source = max(numbers) + 1
-    kept = source_layers(num_source, num_text if num_source == num_text else num_text + num_fusion)
+    kept = choose(num_source, num_text if num_source == num_text else num_text + num_fusion)
     required = embedding_entries("text_encoder", "embeddings")
     for place, number in enumerate(kept):
         ours = f"text_encoder.layers.{place}" if place < num_text else f"text_fusion.layers.{place - num_text}"
         required += layer_entries(ours, f"encoder.layer.{number}", has_cross_attention=False)
-    ours, missing, _ = to_ours(state, required)
+    ours, missing, unused = to_ours(state, required)
     if missing:
         raise ValueError(f"text weights lack {len(missing)} keys: {', '.join(missing[:5])}")
     if model.get("has_masked_language_head"):
@@ -94,7 +104,21 @@ def from_public(state: State, model: dict[str, Any]) -> State:
             state, masked_head_entries("masked_language_head", "head.dense", "head.norm", "head.bias")
         )
         ours |= {} if absent else head
-    return ours
+        unused = [name for name in unused if absent or not re.match(r"head\.(dense|norm|bias)", name)]
+    return Translation(ours, left_out=dict(_why_unused(name, kept) for name in unused))
+
+
+def _why_unused(name: str, kept: list[int]) -> tuple[str, str]:
+    """A name of the file, or what stands for its like, and why nothing reads it."""
+    if found := re.match(r"encoder\.layer\.(\d+)\.", name):
+        if int(found[1]) in kept:
+            return name, "no part of a layer of the text encoder"
+        return f"encoder.layer.{found[1]}.*", f"the layers {', '.join(map(str, kept))} are kept"
+    if name.startswith("pooler."):
+        return "pooler.*", "a pooler that nothing reads"
+    if name.startswith(("head.", "cls.", "lm_head.")):
+        return f"{name.partition('.')[0]}.*", "a head that this model does not have"
+    return name, "a counter 0, 1, 2, ..." if name.endswith("position_ids") else "no part of the text encoder"
 
 
 def _modern_name(name: str) -> str:

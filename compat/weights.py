@@ -131,13 +131,15 @@ def image_tower(state: State, model: dict[str, Any]) -> Translation:
     return Translation({f"{_BACKBONE}{name}": value for name, value in tower.items()})
 
 
-def text_tower(state: State, model: dict[str, Any]) -> State:
+def text_tower(state: State, model: dict[str, Any]) -> Translation:
     """Our keys of a public file: of BERT's family the text tower, then the fusion stack's own layers, and the
-    masked-language head; of any other encoder the tower.
+    masked-language head; of any other encoder the tower. Of a deeper file Chinese-CLIP keeps the first layers, the
+    others keep evenly spaced ones.
     """
     if model["text_encoder"]["name"] == "hugging_face":
-        return bert.foreign_tower(state)
-    return bert.from_public(state, model)
+        return Translation(bert.foreign_tower(state))
+    keeps_first = chinese_clip_weights.is_chinese_clip(model)
+    return bert.from_public(state, model, bert.first_layers if keeps_first else bert.source_layers)
 
 
 def to_original(state: State, model: dict[str, Any], layout: str) -> State:

@@ -147,3 +147,63 @@ def test_weights_of_chinese_clip_for_another_model_are_named(tmp_path):
     save_file(tiny_state(), tmp_path / "clip_cn.safetensors")
     with pytest.raises(ValueError, match=r"clip_cn.safetensors \(chinese_clip\) does not fit this model"):
         rosetta.load_weights(tiny_model(), tmp_path / "clip_cn.safetensors")
+
+
+def deep_bert(num_layers):
+    """A public BERT file of the tiny text tower's width."""
+    with torch.device("cpu"):
+        config = TINY | {"text_num_hidden_layers": num_layers}
+        torch.manual_seed(1)
+        model = Model(build(Model.Config, model_section(config)))
+    state = {n: v for n, v in to_original(model.state_dict(), to_tree(model.config), "chinese_clip").items()
+             if n.startswith("bert.")}  # fmt: skip
+    extra = {"bert.pooler.dense.weight": torch.zeros(32, 32), "cls.predictions.bias": torch.zeros(211)}
+    return state | extra | {"bert.encoder.nowhere": torch.zeros(1)}
+
+
+def test_a_deeper_bert_gives_its_first_layers_and_every_other_name_is_explained(tmp_path):
+    state = deep_bert(12)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    model = Model(build(Model.Config, model_section(TINY | {"text_num_hidden_layers": 3})))
+    notes = "\n".join(rosetta.load_public_weights(model, text=str(tmp_path / "pytorch_model.bin")))
+    found = to_original(model.state_dict(), to_tree(model.config), "chinese_clip")
+    taken = [name for name in found if name.startswith("bert.")]
+    assert all(torch.equal(found[name], state[name]) for name in taken) and len(taken) == 53
+    assert "encoder.layer.11.* left out: the layers 0, 1, 2 are kept" in notes
+    assert "pooler.* left out" in notes and "head that this model does not have" in notes
+    assert "encoder.nowhere left out: no part of the text encoder" in notes
+
+
+def test_a_bert_of_too_few_layers_is_told(tmp_path):
+    torch.save(deep_bert(2), tmp_path / "pytorch_model.bin")
+    model = Model(build(Model.Config, model_section(TINY | {"text_num_hidden_layers": 3})))
+    with pytest.raises(ValueError, match="text weights have 2 layers, the model has 3"):
+        rosetta.load_public_weights(model, text=str(tmp_path / "pytorch_model.bin"))
+
+
+class Scripted(torch.nn.Module):
+    """A module tree with given names, as OpenAI's archives are."""
+
+    def __init__(self, state):
+        super().__init__()
+        for name, value in state.items():
+            part = self
+            *path, last = name.split(".")
+            for step in path:
+                if step not in dict(part.named_children()):
+                    part.add_module(step, torch.nn.Module())
+                part = part.get_submodule(step)
+            part.register_parameter(last, torch.nn.Parameter(value, requires_grad=False))
+
+    def forward(self, x):
+        return x
+
+
+def test_openai_s_scripted_archive_starts_the_image_side(tmp_path):
+    torch.manual_seed(2)
+    state = {n: torch.randn_like(v).half() for n, v in tiny_state().items() if re.match("visual|logit_scale", n)}
+    torch.jit.trace(Scripted(state), torch.zeros(1)).save(tmp_path / "ViT-B-16.pt")
+    model = Model(build(Model.Config, model_section(TINY)))
+    rosetta.load_public_weights(model, image=str(tmp_path / "ViT-B-16.pt"))
+    found = to_original(model.state_dict(), to_tree(model.config), "chinese_clip")
+    assert all(torch.equal(found[name], value.float()) for name, value in state.items())

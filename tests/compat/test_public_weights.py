@@ -38,7 +38,7 @@ def test_hugging_face_directory_gives_its_library_s_hidden_states(model_class, c
     theirs.save_pretrained(tmp_path)
     tree = bert.text_tree(tmp_path)
     ours = TextEncoder(build(TextEncoder.Config, tree)).eval()
-    state = bert.from_public(theirs.state_dict(), {"text_encoder": tree})
+    state = bert.from_public(theirs.state_dict(), {"text_encoder": tree}).state
     ours.load_state_dict({name.removeprefix("text_encoder."): value for name, value in state.items()})
     ids = torch.randint(4, 50, (2, 6))
     ids[1, 4:] = tree["pad_id"]

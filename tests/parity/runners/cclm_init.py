@@ -22,7 +22,7 @@ TABLE_TOLERANCE = 1e-6
 def init(folder: Path) -> None:
     case = read_case(folder)
     tree = pretrain_tree(case)
-    ours = weights.text_tower(starting_with(case.inputs, "text/"), tree)
+    ours = weights.text_tower(starting_with(case.inputs, "text/"), tree).state
     ours |= weights.image_tower(starting_with(case.inputs, "vision/"), tree).state
     model = Model(build(Model.Config, tree))
     absent = model.load_state_dict(ours, strict=False)

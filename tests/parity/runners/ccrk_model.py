@@ -272,7 +272,7 @@ def init_from_public_weights(folder: Path) -> None:
         kind: {n.removeprefix(f"{kind}/"): v for n, v in case.inputs.items() if n.startswith(f"{kind}/")}
         for kind in ("swin", "xlmr")
     }
-    ours = bert.from_public(public["xlmr"], tree)
+    ours = bert.from_public(public["xlmr"], tree).state
     tower = swin.to_timm(public["swin"], tree["image_encoder"])
     ours |= {f"image_encoder.backbone.{name}": value for name, value in tower.items()}
     fresh = set(Model(build(Model.Config, tree)).state_dict()) - set(ours)

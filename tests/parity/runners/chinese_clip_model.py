@@ -169,7 +169,7 @@ def run_init(folder: Path) -> None:
     image = image_weights(half_rounded(parts["clip"]), tree)
     text = text_tower(half_rounded(parts["bert_file"]), tree)
     model = Model(build(Model.Config, tree))
-    model.load_state_dict(base | image.state | text)
+    model.load_state_dict(base | image.state | text.state)
     assert {"text_projection", "token_embedding.weight", "context_length"} <= set(image.left_out)
     found = half_rounded(written(model))
     assert set(found) == set(case.outputs)
