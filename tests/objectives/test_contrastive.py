@@ -8,7 +8,7 @@ from bench import plain
 from objectives import chunked_contrastive
 from objectives.chunked_contrastive import Positives, contrastive_losses
 from objectives.contrastive import gathered_contrastive_losses, vicreg_statistics
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 
 
 def unit(rows: int, seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from objectives.contrastive import Contrastive
 from objectives.distillation import FeatureGuidedDistillation, TargetGuidedDistillation
 from objectives.step import Step
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 from utils.distributed import all_reduce_sum
 
 MODEL = SimpleNamespace(config=SimpleNamespace(embed_dim=8), text_encoder=SimpleNamespace(width=6))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from objectives.contrastive import PairContrastive
 from objectives.step import Step
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 
 NUM_RANKS, SIZE = 4, 3
 

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from objectives.matching import HardNegativeMatching, draw, global_match_logits, match_loss, negative_weights
 from objectives.step import Step, positive_text_weights
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.tiny import build_model, make_batch, model_tree
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}

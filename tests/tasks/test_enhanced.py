@@ -10,7 +10,7 @@ from dataset.batch import TextBatch
 from objectives.masked_lm import MaskedLanguageModelling
 from objectives.matching import HardNegativeMatching, match_logits
 from tasks.encode import encode_step
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.tiny import build_model, make_batch, model_tree
 from utils.distributed import all_reduce_sum
 

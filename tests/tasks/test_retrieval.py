@@ -11,7 +11,7 @@ from bench import plain
 from configs.schema import Config
 from tasks.image_text import ImageText
 from tasks.rerank import choose_candidates, rerank
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.tiny import build_model, make_texts
 from tests.toy_ccrk import toy_settings, write_toy_data
 from utils.config import build

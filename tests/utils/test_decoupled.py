@@ -11,7 +11,7 @@ from dataset.batch import ImageTextBatch, TextBatch
 from objectives import OBJECTIVES
 from objectives.step import ObjectiveConfig
 from tasks.image_text import ImageText
-from tests.parity.runners.common import run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.tiny import VOCAB, build_model, make_texts
 from utils.decoupled import Replay, decoupled_backward
 from utils.random_state import capture_random_state, restore_random_state

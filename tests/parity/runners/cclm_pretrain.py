@@ -25,8 +25,8 @@ from tests.parity.runners.common import (
     assert_rank_gradients,
     cclm_model_tree,
     read_case,
-    run_on_ranks,
 )
+from tests.ranks import run_on_ranks
 
 Inputs = dict[str, Tensor]
 # Which losses the total of a part adds up.

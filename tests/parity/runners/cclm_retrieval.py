@@ -22,8 +22,8 @@ from tests.parity.runners.common import (
     assert_rank_gradients,
     cclm_model_tree,
     read_case,
-    run_on_ranks,
 )
+from tests.ranks import run_on_ranks
 from utils.metrics import recall, recall_metrics, retrieval_ranks
 
 

@@ -23,8 +23,8 @@ from tests.parity.runners.common import (
     assert_gradient,
     assert_loss,
     read_case,
-    run_on_ranks,
 )
+from tests.ranks import run_on_ranks
 from utils.config import build
 
 

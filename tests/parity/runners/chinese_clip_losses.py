@@ -20,7 +20,8 @@ from objectives.step import Step
 from objectives.teacher import ImageDistillation
 from tasks.image_text import ImageText
 from tests.parity.runners.chinese_clip_model import PAD_ID, own_state, written
-from tests.parity.runners.common import Case, assert_close, read_case, run_on_ranks
+from tests.parity.runners.common import Case, assert_close, read_case
+from tests.ranks import run_on_ranks
 from utils.config import build
 from utils.decoupled import Replay, decoupled_backward
 from utils.distributed import all_reduce_sum, world_size

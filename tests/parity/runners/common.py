@@ -1,18 +1,14 @@
-"""What the runners share: reading a case, comparing tensors, running two or more gloo processes."""
+"""What the runners share: reading a case, comparing tensors."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -99,23 +95,3 @@ def cclm_model_tree(config: dict[str, Any], *, is_pretraining: bool = False) -> 
     return model_section(
         config["config"], config["vision_config"], config["text_config"], is_pretraining=is_pretraining
     )
-
-
-def run_on_ranks(function: Callable, num_ranks: int, *arguments: Any) -> None:
-    """Run function(rank, *arguments) on gloo processes; an assertion on any rank fails the caller."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank_main, (function, num_ranks, port, arguments), nprocs=num_ranks)
-
-
-def _rank_main(rank: int, function: Callable, num_ranks: int, port: int, arguments: tuple) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank)
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
-    try:
-        function(rank, *arguments)
-    finally:
-        dist.destroy_process_group()

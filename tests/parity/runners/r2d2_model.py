@@ -27,8 +27,8 @@ from tests.parity.runners.common import (
     assert_gradient,
     assert_loss,
     read_case,
-    run_on_ranks,
 )
+from tests.ranks import run_on_ranks
 from utils.checkpoint import read_weights
 from utils.config import build
 from utils.label_metrics import area_under_roc

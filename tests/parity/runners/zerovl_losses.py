@@ -28,9 +28,9 @@ from tests.parity.runners.common import (
     Case,
     assert_close,
     read_case,
-    run_on_ranks,
 )
 from tests.parity.runners.zerovl_model import accuracy, build_model, make_batch, model_tree
+from tests.ranks import run_on_ranks
 from utils.decoupled import Replay, decoupled_backward
 from utils.distributed import all_reduce_sum, gather_rows, rank, rank_group, world_size
 
