@@ -46,12 +46,26 @@ def main(argv: list[str]) -> int:
     from compat.command import split_chain
     from tasks import CHAINS
 
-    chain = split_chain(arguments, CHAINS)
-    if len(chain) > 1 and is_worker():
-        say(f"--task {arguments.task} is two runs: start it without torchrun, with --nproc or --dist", kind="error")
-        return WRONG_USE
-    for words in chain:
-        if status := do(parse([*argv, *words]), [*argv, *words]):
+    chain = [[*argv, *words] for words in split_chain(arguments, CHAINS)]
+    if len(chain) == 1 or not is_worker():
+        return do_all(chain)
+    from utils import distributed
+
+    # A launcher's processes meet once: they stay together over all runs.
+    distributed.setup(distributed.device_for_rank())
+    try:
+        status = do_all(chain)
+    except SystemExit:
+        distributed.shutdown()
+        raise
+    distributed.shutdown(is_joint=not status)
+    return status
+
+
+def do_all(commands: list[list[str]]) -> int:
+    """One command after the other until one fails; the exit status."""
+    for argv in commands:
+        if status := do(parse(argv), argv):
             return status
     return 0
 
@@ -70,10 +84,11 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
         if arguments.dry_run:
             print(to_yaml(config), end="")
             return 0
-        if not is_worker() and not arguments.forecast:
+        if not arguments.forecast:
             from tasks.prepare import prepare
 
-            remote = None if arguments.restart else arguments.remote_output
+            is_fetching = not arguments.restart and os.environ.get("LOCAL_RANK", "0") == "0"
+            remote = arguments.remote_output if is_fetching else None
             prepare(config, say, is_evaluation=arguments.evaluate, remote_output=remote)
         if plan.processes.are_many and not is_worker():
             return start_processes(argv, plan.processes)
@@ -170,13 +185,14 @@ def process_group(seed: int) -> Iterator[torch.device]:
     from utils.random_state import seed_random_state
 
     device = distributed.device_for_rank()
-    distributed.setup(device)
+    is_new = distributed.setup(device)
     setup_logging(is_main=distributed.is_main())
     try:
         seed_random_state(seed)
         yield device
     finally:
-        distributed.shutdown()
+        if is_new:
+            distributed.shutdown()
 
 
 def settle_command(arguments: argparse.Namespace) -> tuple[Plan, Config]:
@@ -271,6 +287,7 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     import torch
 
     from utils import distributed
+    from utils.checkpoint import write_weights
     from utils.remote import sent_when_left
 
     started, output_dir = time.time(), Path(config.output_dir)
@@ -284,7 +301,8 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
         distributed.barrier()
         task = build_task(config, device, is_evaluation=arguments.evaluate)
         if "save_initial" in actions:
-            save_initial(task, output_dir)
+            if distributed.is_main():
+                write_weights(task.model.state_dict(), output_dir / "init_model.safetensors")
             return 0
         metrics = task_metrics(task, config, device, is_evaluation=arguments.evaluate)
         if distributed.is_main():
@@ -310,6 +328,7 @@ def build_task(config: Config, device: torch.device, *, is_evaluation: bool) -> 
 
 def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart: bool) -> None:
     """The output folder with the resolved settings and what the run was made with."""
+    from tasks.prepare import data_files
     from utils.config import dump_yaml
     from utils.environment import describe_run
     from utils.results import write_json
@@ -322,26 +341,6 @@ def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart
     dump_yaml(config, output_dir / "config.yaml")
     command = [sys.executable, "run.py", *argv]
     write_json(output_dir / "environment.json", describe_run(command, data_files(config), ROOT))
-
-
-def data_files(config: Config) -> list[str]:
-    """Every file and folder that the data sections name."""
-    paths: list[str] = []
-    streams = [stream.train for stream in config.streams.values()]
-    for section in (config.data.train, config.data.val, config.data.test, *streams):
-        files = section.files if section is not None else []
-        for entry in files.values() if isinstance(files, dict) else files:
-            paths += [entry] if isinstance(entry, str) else entry
-    return sorted(set(paths))
-
-
-def save_initial(task: Task, output_dir: Path) -> None:
-    """The model as it stands before the first step."""
-    from utils.checkpoint import write_weights
-    from utils.distributed import is_main
-
-    if is_main():
-        write_weights(task.model.state_dict(), output_dir / "init_model.safetensors")
 
 
 def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluation: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one process of a machine does before the others start: check what a run reads, make and fetch files."""
+"""What a run does before it starts: check what it reads, make and fetch files."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def prepare(config: Any, notify: Callable[[str], None], *, is_evaluation: bool, 
         local_copy(path)
     if remote_output:
         RemoteOutput(remote_output, Path(config.output_dir)).fetch()
+
+
+def data_files(config: Any) -> list[str]:
+    """Every file and folder that the data sections name."""
+    paths: list[str] = []
+    streams = [stream.train for stream in config.streams.values()]
+    for section in (config.data.train, config.data.val, config.data.test, *streams):
+        files = section.files if section is not None else []
+        for entry in files.values() if isinstance(files, dict) else files:
+            paths += [entry] if isinstance(entry, str) else entry
+    return sorted(set(paths))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import run
 from dataset.text import train_bpe
+from tests.ranks import run_commands
 from tests.test_commands import SIZES as RETRIEVAL_SIZES
 from tests.test_commands import write_lines
 
@@ -174,8 +175,8 @@ def test_few_shots_train_on_their_file_and_report_the_language_s_test(command, t
 
 
 def test_two_processes_count_every_text_once(command, world):
-    words = "--task nlvr --checkpoint always_one/nlvr --evaluate --nproc 2 evaluation.batch_size=3"
-    assert command(f"{words} --output_dir out/two") == 0
+    words = "--task nlvr --checkpoint always_one/nlvr --evaluate evaluation.batch_size=3 --output_dir out/two"
+    run_commands([[*SIZES, *words.split()]], world)
     assert accuracies("out/two")[0] == accuracies("out/zero/nlvr")[0]
 
 
@@ -228,10 +229,18 @@ def test_domain_pre_training_is_followed_by_fine_tuning(command, world, captions
     second = load_file(world / "out/domain/nlvr_ft/checkpoints/last/model.safetensors")
     name = "model.text_fusion.layers.1.cross_attention.output.weight"
     assert (first[name] - second[name]).abs().max() < 1e-3  # a few small steps away
-    assert command(f"{words} --bs 8") == 0  # goes on where it stopped: both are finished
+    (world / "out/domain/nlvr_ft").rename(world / "out/ended_between")
+    assert command(f"{words} --bs 8") == 0  # the first run is not trained again, the second comes to the same
     again = [(world / place / "metrics.jsonl").read_text() for place in ("out/domain", "out/domain/nlvr_ft")]
-    trained = [[line for line in text.splitlines() if '"train"' in line] for text in (*logged, *again)]
-    assert trained[:2] == trained[2:]
+    assert training_lines(again[0]) == training_lines(logged[0])
+    third = load_file(world / "out/domain/nlvr_ft/checkpoints/last/model.safetensors")
+    assert all((value == third[name]).all() for name, value in second.items())
+    assert command(f"{words} --bs 8") == 0  # both are finished
+    assert training_lines((world / "out/domain/nlvr_ft/metrics.jsonl").read_text()) == training_lines(again[1])
+
+
+def training_lines(text):
+    return [line for line in text.splitlines() if '"train"' in line]
 
 
 def test_load_ckpt_from_skips_domain_pre_training(command, world, captions):
@@ -245,13 +254,15 @@ def test_a_failed_first_stage_ends_the_command(command, world, capsys):
     assert "absent: no such data file" in capsys.readouterr().err and not (world / "out/failed/nlvr_ft").exists()
 
 
-def test_both_stages_run_on_two_processes(command, world, captions):
-    assert command(f"{DOMAIN} --config domain.yaml --output_dir out/domain2 --bs 8 --nproc 2") == 0
-    assert (world / "out/domain2/nlvr_ft/metrics.json").is_file()
+def test_a_launcher_s_processes_do_both_runs(trained, world, captions):
+    words = f"{DOMAIN} --config domain.yaml --output_dir out/domain2 --bs 8"
+    run_commands([[*SIZES, *words.split()]], world)
+    steps = [json.loads(line) for line in training_lines((world / "out/domain2/metrics.jsonl").read_text())]
+    assert len(steps) == 2 and set(accuracies(world / "out/domain2/nlvr_ft")[0]) > {"en", "zh"}
 
 
-def test_two_runs_are_not_started_inside_one_launcher(command, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command(f"{DOMAIN} --output_dir out/launched") == 2
-    assert "start it without torchrun, with --nproc or --dist" in capsys.readouterr().err
+def test_both_runs_are_started_on_two_processes(command, captions, monkeypatch):
+    started = []
+    monkeypatch.setattr(run, "start_processes", lambda argv, processes: started.append((run.parse(argv), processes)))
+    command(f"{DOMAIN} --config domain.yaml --output_dir out/domain3 --bs 8 --nproc 2")
+    assert [(words.task, processes.nproc) for words, processes in started] == [("nlvr_pretrain", 2), ("nlvr", 2)]

@@ -63,25 +63,26 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def setup(device: torch.device, *, timeout_seconds: int = 1800) -> None:
-    """Join the process group that the launcher describes in the environment; nothing to do for one process."""
+def setup(device: torch.device, *, timeout_seconds: int = 1800) -> bool:
+    """Join the process group that the launcher describes in the environment; whether there is one, not joined yet."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        return
+        return False
     end_with_launcher()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    return True
 
 
-def shutdown() -> None:
+def shutdown(*, is_joint: bool = True) -> None:
     """Leave the process group, all processes together unless this one is leaving because of an error.
 
     A process that took its connections down while others still used theirs made gloo abort one of them now and then.
     """
     if not dist.is_initialized():
         return
-    if sys.exc_info()[0] in (None, SystemExit):
+    if is_joint and sys.exc_info()[0] in (None, SystemExit):
         dist.barrier()
     dist.destroy_process_group()
 
