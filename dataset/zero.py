@@ -14,7 +14,8 @@ from dataset.labelled import Example, LabelledConfig, LabelledTexts
 from dataset.retrieval import Entry, ImageTextPairs, PairsConfig
 from dataset.sections import field_of, text_of
 
-_NUMBERED = re.compile(r"([^#\t]+)#[^\s]*[\t ]+(.*)")
+# The number may be absent before a tab, and what follows a further tab is no caption.
+_NUMBERED = re.compile(r"([^#\t]+)(?:#\S*[\t ]+|\t\s*)([^\t]*).*")
 
 
 def named_picture(value: Any) -> str:
@@ -76,7 +77,7 @@ class NumberedCaptions(ImageTextPairs):
                 text = line.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise BadRecord("not UTF-8", str(error)[:200]) from error
-            found = _NUMBERED.fullmatch(text.strip("\r\n"))
+            found = _NUMBERED.fullmatch(text.strip())
             if not found:
                 raise BadRecord("not a numbered caption", f"expected name#k<TAB>caption, found {line[:60]!r}")
             return {"name": found[1], "caption": found[2]}

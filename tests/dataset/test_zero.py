@@ -23,6 +23,8 @@ def test_only_the_base_name_of_an_image_path_counts():
         ("36979#0\tzwei worte", "36979", "zwei worte"),
         ("36979.jpg#zhb#3 two words", "36979.jpg", "two words"),
         ("COCO_val2014_01#1\t#1 in a list\r\n", "COCO_val2014_01", "#1 in a list"),
+        (" 36979#0\t two words \tof somebody", "36979", "two words "),
+        ("36979\tno number", "36979", "no number"),
     ],
 )
 def test_a_numbered_caption_begins_after_its_number(line, name, caption):

@@ -24,7 +24,6 @@ from tests.parity.runners.common import (
     OUTPUT_TOLERANCE,
     Case,
     assert_close,
-    assert_gradient,
     assert_loss,
     read_case,
 )
@@ -190,24 +189,40 @@ def _evaluation_rank(_rank: int, folder: Path) -> None:
     assert_close(similarity, outputs["sims"], "sims")
     candidates = choose_candidates(similarity, config["top_k"])
     scores = rerank(model, lambda own: images.tokens[own], texts, candidates, is_probability=True) + similarity
-    # Every rank of the original starts from -100 and all are added up: what was scored lies 100 (W - 1) too low.
-    offset = 100 * (config["world_size"] - 1)
+    # Every rank of the original starts from -100 and all are added up: what was scored lies 100 (W - 1) too low, and
+    # each addition rounds to fp32.
+    ranks = config["world_size"]
+    offset = 100 * (ranks - 1)
+    tolerance = OUTPUT_TOLERANCE + (ranks - 1) * (offset + 100) * torch.finfo(torch.float32).eps / 2
     sides = (candidates.of_images, scores, "scores_i2t"), (candidates.of_texts.T, scores.T, "scores_t2i")
     for wanted, found, name in sides:
         expected = outputs[name] + offset
         assert torch.equal(expected > -50, wanted), name
-        tolerance = OUTPUT_TOLERANCE if offset == 0 else 1e-4  # what is left of fp32 beside the offset
         assert_close(found[wanted], expected[wanted], name, tolerance)
+    check_recalls(case, similarity, sides)
+
+
+def check_recalls(case: Case, similarity: Tensor, sides: tuple[tuple[Tensor, Tensor, str], ...]) -> None:
+    """Recalls as recorded. Behind top_k the original's order is that of an unstable sort of equal numbers, ours the
+    similarity's: only what lies before is compared, and a mean where all its parts are.
+    """
     reranked = [
         Reranked(torch.arange(found.shape[1]).expand(found.shape), found.masked_fill(~wanted, -torch.inf))
         for wanted, found, _ in sides
     ]
-    image_of_text = torch.tensor(config["txt2img"])
+    image_of_text = torch.tensor(case.config["txt2img"])
     metrics = recall_metrics(*retrieval_ranks(similarity, similarity.T, image_of_text, *reranked))
-    for key, value in outputs.items():
-        if key.startswith("metric/"):
-            name = key.removeprefix("metric/")
-            assert abs(metrics[name] - float(value)) < 1e-4, f"{name}: {metrics[name]}, expected {float(value)}"
+    is_ordered = {
+        f"{side}_r{k}": min(k, candidates) <= case.config["top_k"]
+        for side, candidates in zip(("img", "txt"), similarity.shape, strict=True)
+        for k in (1, 5, 10)
+    }
+    for side in ("img", "txt"):
+        is_ordered[f"{side}_r_mean"] = all(is_ordered[f"{side}_r{k}"] for k in (1, 5, 10))
+    is_ordered["r_mean"] = is_ordered["img_r_mean"] and is_ordered["txt_r_mean"]
+    for name, is_comparable in is_ordered.items():
+        expected = float(case.outputs[f"metric/{name}"])
+        assert not is_comparable or abs(metrics[name] - expected) < 1e-4, f"{name}: {metrics[name]}, not {expected}"
 
 
 def retrieval_train(folder: Path) -> None:
@@ -271,13 +286,18 @@ def check_gradients(case: Case, model: Model, ranks: int = 1) -> None:
         if ranks > 1:
             dist.all_reduce(state[name])
         state[name] /= ranks
-    found = r2d2_weights.to_checkpoint(state, model_tree(case.config), "r2d2")
+    tree = model_tree(case.config)
+    found = r2d2_weights.to_checkpoint(state, tree, "r2d2")
+    for name in r2d2_weights.from_checkpoint(case.state, tree).left_out:  # tables that nothing reads
+        found[name] = torch.zeros_like(found[name])
+    # Some gradients are zero but for rounding: a key's bias moves all logits of a softmax alike.
+    floor = 1e-6 * max(float(x) for key, x in case.outputs.items() if key.startswith("grad_norm/"))
     for key, expected in case.outputs.items():
         kind, _, name = key.partition("/")
+        allowed = GRADIENT_TOLERANCE * float(expected.norm()) + floor
         if kind == "grad_norm":
-            assert_gradient(found[name].norm(), expected, name)
+            assert abs(found[name].norm() - expected) <= allowed, f"gradient norm of {name}"
         elif kind == "grad":
-            allowed = GRADIENT_TOLERANCE * max(float(expected.norm()), 1e-6)
             assert (found[name] - expected).norm() <= allowed, f"gradient of {name}"
 
 
