@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from utils.config import ConfigError
+
 # The Swin sizes of the files configs/config_swinB_*.json that the originals' configs name, and CLIP's of ViT-B/16.
 SWIN_BASE = {
     "ckpt": "data/swin_base_patch4_window7_224_22k.pth",
@@ -62,6 +64,8 @@ def model_section(
 
     The two halves of the kept text layers are the text tower and the fusion stack.
     """
+    if text.get("hidden_act", "gelu") != "gelu":
+        raise ConfigError(f"config.json of text_encoder: hidden_act must be gelu, found {text['hidden_act']!r}")
     num_layers = keys.get("text_num_hidden_layers") or text.get("num_hidden_layers", 12)
     fusion_layer = text.get("fusion_layer", num_layers // 2)
     encoder = {ours: text[theirs] for theirs, ours in TEXT_SIZES.items() if theirs in text}
@@ -123,6 +127,7 @@ def _image_section(keys: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[s
             "num_layers": vision["num_hidden_layers"],
             "num_heads": vision["num_attention_heads"],
             "mlp_ratio": vision["intermediate_size"] / width,
+            "activation": vision.get("hidden_act"),
             "layer_norm_eps": 1e-5,
             "num_region_layers": vision.get("local_attn_depth"),
         }

@@ -21,6 +21,7 @@ from models.patch_masking import PatchMasking
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 @dataclass
@@ -209,6 +210,7 @@ class ViT(ImageEncoder):
         class_token: bool = True
         # CLIP: a norm before the first layer, no bias in the patch projection, quick GELU, layer_norm_eps 1e-5.
         is_clip: bool = False
+        activation: Literal["gelu", "quick_gelu"] | None = None  # not said: as in DeiT's or in CLIP's form
         layer_norm_eps: float = 1e-6
         final_norm: bool = True
         drop_path: float = 0.0
@@ -249,7 +251,7 @@ class ViT(ImageEncoder):
             drop_path_rate=config.drop_path,
             proj_drop_rate=config.dropout,
             norm_layer=_layer_norm(config.layer_norm_eps),
-            act_layer=QuickGELU if config.is_clip else nn.GELU,
+            act_layer=ACTIVATIONS[config.activation or ("quick_gelu" if config.is_clip else "gelu")],
             mlp_layer=Mlp,
         )
         if config.mask_ratio:

@@ -4,6 +4,7 @@ import pytest
 
 import run
 from compat.cclm import is_original
+from compat.cclm_sizes import model_section
 from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config
@@ -271,6 +272,14 @@ def test_a_clip_tower_and_a_shared_projection(tmp_path):
     )
     assert config.model.image_encoder.is_clip and config.model.image_encoder.num_layers == 12
     assert config.model.shared_projection
+
+
+def test_the_activation_of_a_clip_tower_is_the_one_its_sizes_name():
+    keys, sizes = {"use_clip_vit": True}, {"num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+    sections = [model_section(keys, sizes | {"hidden_act": name}, {}, is_pretraining=True) for name in ("gelu", None)]
+    assert sections[0]["image_encoder"]["activation"] == "gelu" and "activation" not in sections[1]["image_encoder"]
+    with pytest.raises(ConfigError, match="hidden_act must be gelu, found 'relu'"):
+        model_section(keys, sizes, {"hidden_act": "relu"}, is_pretraining=True)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -23,6 +23,16 @@ def test_pixels_are_normalised_as_floats_would_be():
     torch.testing.assert_close(tower(pixels), tower((pixels / 255 - mean) / std), atol=1e-5, rtol=1e-5)
 
 
+def test_a_clip_tower_may_have_plain_gelus():
+    sizes = {"image_size": 32, "width": 24, "num_layers": 1, "num_heads": 2, "is_clip": True}
+    towers = {name: ViT(build(ViT.Config, sizes | {"activation": name})).eval() for name in ("gelu", "quick_gelu")}
+    towers["gelu"].load_state_dict(towers["quick_gelu"].state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(towers["gelu"](images), towers["quick_gelu"](images))
+    towers["quick_gelu"].backbone.blocks[0].mlp.act = nn.GELU()
+    assert torch.equal(towers["gelu"](images), towers["quick_gelu"](images))
+
+
 def test_swin_puts_the_mean_of_its_tokens_first():
     config = {"image_size": 32, "window_size": 4, "width": 8, "depths": [2, 1], "num_heads": [1, 2]}
     tokens = Swin(build(Swin.Config, config)).eval()(torch.randn(2, 3, 32, 32))

