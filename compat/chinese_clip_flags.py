@@ -131,7 +131,8 @@ def _data(given: Mapping[str, Any], world: int, found: Translation) -> None:
     if given.get("accum-freq", 1) > 1:
         found.settings |= {"train.accumulate": given["accum-freq"], "train.accumulate_decoupled": True}
     if "valid-batch-size" in given:
-        found.settings["evaluation.batch_size_image"] = given["valid-batch-size"]
+        size = given["valid-batch-size"]
+        found.settings |= {"evaluation.batch_size_image": size, "evaluation.in_batch_size": size}
 
 
 def _model(given: Mapping[str, Any], world: int, found: Translation) -> None:

@@ -71,7 +71,8 @@ class ImageReader:
 @dataclass
 class Gallery:
     """M pictures by path and T captions of one language; image_of_text (T,) says which picture a caption belongs to,
-    also_right (P, 2) which (caption, picture) belong together besides.
+    also_right (P, 2) which (caption, picture) belong together besides; pairs (P', 2) lists both, in the order of the
+    files where these name pairs.
     """
 
     language: str
@@ -82,6 +83,7 @@ class Gallery:
     image_of_text: Tensor
     reader: ImageReader = field(repr=False)
     also_right: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
+    pairs: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
 
     def read_images(self, rows: Sequence[int]) -> Tensor:
         """The pictures (m, 3, S, S) uint8 of some rows."""
@@ -94,14 +96,16 @@ def build_gallery(language: str, items: Iterable[GalleryItem], reader: ImageRead
     captions = [caption for item in items for caption in item.captions]
     counts = torch.tensor([len(item.captions) for item in items], dtype=torch.int64)
     preprocessing = reader.preprocessing
+    image_of_text = torch.arange(len(items)).repeat_interleave(counts)  # (T,)
     return Gallery(
         language=language,
         image_paths=[item.path for item in items],
         records=[item.record for item in items],
         captions=captions,
         texts=pad_texts(preprocessing.encode(captions), preprocessing.tokenizer.pad_id),
-        image_of_text=torch.arange(len(items)).repeat_interleave(counts),  # (T,)
+        image_of_text=image_of_text,
         reader=reader,
+        pairs=torch.stack([torch.arange(len(captions)), image_of_text], dim=1),
     )
 
 

@@ -222,7 +222,7 @@ class Pairs(ImageTextPairs):
 
     def _gallery(self, language: str, files: list[PairFiles], images: GalleryImages, reader: ImageReader) -> Gallery:
         items = [GalleryItem(key, row) for row, key in enumerate(images.rows)]
-        further: list[tuple[int, int, int]] = []  # (row of the first image, number of the text in it, another row)
+        named: list[tuple[int, int, int, bool]] = []  # row of the first image, number of the text in it, row, is first
         num_texts = num_unmatched = 0
         for part, line in ((each, line) for each in files for line in each.text_lines()):
             if self.config.limit and num_texts == self.config.limit:
@@ -234,7 +234,7 @@ class Pairs(ImageTextPairs):
                 continue
             captions = items[rows[0]].captions
             captions.append(self.config.clean(line.text, self.preprocessing.max_words))
-            further += [(rows[0], len(captions) - 1, row) for row in rows[1:]]
+            named += [(rows[0], len(captions) - 1, row, place == 0) for place, row in enumerate(rows)]
         if num_texts == num_unmatched:
             raise DataError(
                 f"{', '.join(part.path for part in files)}: no text names an image, so nothing can be scored"
@@ -243,8 +243,9 @@ class Pairs(ImageTextPairs):
             log.warning("%s: %d of %d texts name no image and are left out", language, num_unmatched, num_texts)
         gallery = build_gallery(language, items, reader)
         first = np.cumsum([0, *(len(item.captions) for item in items)])
-        also_right = [(int(first[row]) + place, other) for row, place, other in further]
-        gallery.also_right = torch.tensor(also_right, dtype=torch.int64).reshape(-1, 2)
+        pairs = [(int(first[row]) + place, other) for row, place, other, _ in named]
+        gallery.pairs = torch.tensor(pairs, dtype=torch.int64)
+        gallery.also_right = gallery.pairs[~torch.tensor([is_first for *_, is_first in named])]
         return gallery
 
 

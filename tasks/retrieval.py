@@ -20,6 +20,7 @@ from dataset.gallery import Gallery
 from models.model import Model
 from models.packing import pack, token_rows
 from models.text_encoder import TextState, join_texts
+from tasks.in_batch import in_batch_metrics
 from tasks.rerank import Candidates, choose_candidates, rerank
 from utils.distributed import all_reduce_sum, gather_objects, gather_rows, is_main, rank, world_size
 from utils.logger import progress_bar
@@ -52,6 +53,16 @@ class EncodedImages:
     embed: Tensor
 
 
+@dataclass
+class RankedGallery:
+    """Ranks with and without re-ranking, the queries for the report, and the numbers of its pairs in batches."""
+
+    fused: LanguageRanks
+    dual: LanguageRanks
+    queries: list[dict[str, Any]] = field(default_factory=list)
+    in_batch: dict[str, float] = field(default_factory=dict)
+
+
 class RetrievalEvaluation:
     """Scores every gallery of a split and writes the pictures that the report shows."""
 
@@ -75,6 +86,9 @@ class RetrievalEvaluation:
         # Repeat the first captions up to a multiple of this, as ZeroVL's evaluation on so many processes does: its
         # published numbers count them twice. 0: no caption counts twice. For `score: dual`.
         repeat_to_multiple: int = 0
+        # Also the contrastive loss and the accuracies within shuffled batches of so many pairs of a process, which is
+        # Chinese-CLIP's validation (tasks/in_batch.py); 0: no.
+        in_batch_size: int = 0
         report_queries: int = 4
         report_languages: list[str] = field(default_factory=list)
 
@@ -82,6 +96,8 @@ class RetrievalEvaluation:
             for name in ("num_candidates", "batch_size_image", "batch_size_text"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            if self.in_batch_size < 0:
+                raise ValueError(f"in_batch_size must not be negative, found {self.in_batch_size}")
             if self.repeat_to_multiple < 0 or (self.repeat_to_multiple and self.score != "dual"):
                 raise ValueError(f"repeat_to_multiple {self.repeat_to_multiple} needs score: dual, found {self.score}")
 
@@ -99,17 +115,18 @@ class RetrievalEvaluation:
             return {}
         fused: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
         dual: dict[str, list[LanguageRanks]] = {name: [] for name in sets}
-        shown = []
+        shown, in_batch = [], {}
         for group in [sets] if self.before_set is None else [{name: folds} for name, folds in sets.items()]:
             if self.before_set is not None:
                 self.before_set(next(iter(group)))
             with self.autocast(model):
                 images = self.encode_images(model, [gallery for folds in group.values() for gallery in folds])
             for name, gallery in ((name, gallery) for name, folds in group.items() for gallery in folds):
-                of_fused, of_dual, queries = self.rank_gallery(model, gallery, images)
-                fused[name].append(of_fused)
-                dual[name].append(of_dual)
-                shown += queries
+                ranked = self.rank_gallery(model, gallery, images)
+                fused[name].append(ranked.fused)
+                dual[name].append(ranked.dual)
+                shown += ranked.queries
+                in_batch |= {name: ranked.in_batch} if ranked.in_batch else {}
         metrics = metrics_of_folds(fused)
         if others := mean_without_english({name: metrics[name] for name in fused}):
             metrics["mean_without_en"] = others
@@ -118,6 +135,8 @@ class RetrievalEvaluation:
         )
         if self.uses_fusion(model):
             metrics["dual_encoder"] = metrics_of_folds(dual)["mean"]
+        if in_batch:
+            metrics["in_batch"] = in_batch
         if split == "test" and shown and is_main():
             self.write_gallery(shown)
         return metrics
@@ -154,10 +173,8 @@ class RetrievalEvaluation:
         # Rows of other ranks are zero here, so the sum puts all of them together.
         return EncodedImages(place, tokens, all_reduce_sum(embed))
 
-    def rank_gallery(
-        self, model: Model, gallery: Gallery, images: EncodedImages
-    ) -> tuple[LanguageRanks, LanguageRanks, list[dict[str, Any]]]:
-        """Ranks with and without re-ranking, and the queries for the report."""
+    def rank_gallery(self, model: Model, gallery: Gallery, images: EncodedImages) -> RankedGallery:
+        """What a gallery comes to."""
         rows = torch.tensor([images.place[path] for path in gallery.image_paths])  # (M,)
         with self.autocast(model):
             texts = self.encode_texts(model, gallery)
@@ -165,6 +182,11 @@ class RetrievalEvaluation:
             candidates = scores = None
             if self.uses_fusion(model):
                 candidates, scores = self.fuse(model, images, rows, texts, similarity.float(), gallery.language)
+        in_batch = {}
+        if self.config.in_batch_size:
+            embeds = images.embed[rows.to(images.embed.device)], texts.embed.float()
+            options = {"batch_size": self.config.in_batch_size, "num_processes": world_size(), "seed": self.data.seed}
+            in_batch = in_batch_metrics(*embeds, model.temperature().float(), gallery.pairs, **options)
         similarity = similarity.float()
         image_of_text = gallery.image_of_text.to(similarity.device)
         also_right = gallery.also_right.to(similarity.device)
@@ -173,7 +195,7 @@ class RetrievalEvaluation:
             padded, of_text = repeat_first(similarity, image_of_text, self.config.repeat_to_multiple)
             sides = retrieval_ranks(padded, padded.T, of_text)
             ranks = LanguageRanks(*(side.cpu() for side in sides), of_text.cpu(), gallery.image_paths)
-            return ranks, ranks, []
+            return RankedGallery(ranks, ranks, in_batch=in_batch)
         fused, order = dual, similarity
         if candidates is not None:
             i2t = scores.masked_fill(~candidates.of_images, -torch.inf)
@@ -181,7 +203,7 @@ class RetrievalEvaluation:
             fused = retrieval_ranks(similarity, similarity.T, image_of_text, _whole(i2t), _whole(t2i), also_right)
             order = t2i.T
         shown = self.show(gallery, similarity, order, fused[1], dual[1]) if self.is_shown(gallery) else []
-        return _as_ranks(fused, gallery), _as_ranks(dual, gallery), shown
+        return RankedGallery(_as_ranks(fused, gallery), _as_ranks(dual, gallery), shown, in_batch)
 
     def encode_texts(self, model: Model, gallery: Gallery) -> TextState:
         """All texts of a gallery in its order; rank r encodes texts r, r + R, ... and the rest comes from the

@@ -14,7 +14,7 @@ from utils.report_gallery import gallery_html
 from utils.report_page import definitions, folded, page, tiles
 
 RECALLS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10")
-NOT_LANGUAGES = ("mean", "mean_without_en", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread")
+NOT_LANGUAGES = ("mean", "mean_without_en", "dual_encoder", "mrv", "median_rank", "chance", "rank_spread", "in_batch")
 # Metrics of which a set has one, in percent; they may stand in every tree that is not retrieval's.
 SINGLE_METRICS = {"accuracy": "Accuracy", "auc": "Area under the ROC curve"}
 # Charts over languages: title, metrics, their names.

@@ -71,7 +71,10 @@ def test_gallery_has_all_images_and_a_text_all_its_own(place):
     red, green, blue = (colour_of[colour] for colour in ((200, 30, 30), (30, 200, 30), (30, 30, 200)))
     captions = {caption: int(row) for caption, row in zip(gallery.captions, gallery.image_of_text)}
     assert captions == {'"red" colour': red, "green or blue": green, "blue": blue}
-    assert gallery.also_right.tolist() == [[gallery.captions.index("green or blue"), blue]]
+    both = gallery.captions.index("green or blue")
+    assert gallery.also_right.tolist() == [[both, blue]]
+    pairs = [(gallery.captions[text], row) for text, row in gallery.pairs.tolist()]
+    assert pairs == [('"red" colour', red), ("green or blue", green), ("green or blue", blue), ("blue", blue)]
 
 
 def test_records_can_be_described(place):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from compat.chinese_clip_sizes import model_section
 from dataset.batch import ImageTextBatch
+from dataset.data import Data
 from dataset.pairs import Pairs
 from dataset.samples import Preprocessing
 from dataset.text import load_tokenizer
@@ -21,6 +22,7 @@ from dataset.transforms import Resize
 from optim import make_optimizer, set_learning_rate
 from rosetta import ROOT
 from scheduler import learning_rate_factor
+from tasks.retrieval import RetrievalEvaluation
 from tests.parity.runners.chinese_clip_losses import decoupled_step, plain_step
 from tests.parity.runners.chinese_clip_model import written
 from tests.parity.runners.chinese_clip_training import LOSS, NORM, is_noise, make_task, recipe
@@ -36,6 +38,7 @@ def parse_flags(listed: dict[str, Any]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name, kind, value in (
         ("batch-size", int, 64),
+        ("valid-batch-size", int, 64),
         ("max-epochs", int, None),
         ("max-steps", int, None),
         ("warmup", int, 500),
@@ -69,7 +72,8 @@ def check_training(folder: Path, name: str) -> None:
     data = open_pairs(folder / "dataset/lmdb/train", flags.context_length, model_section(config)["image_encoder"])
     num_batches = math.ceil(len(data) / flags.batch_size)
     total = flags.max_steps or num_batches // flags.accum_freq * flags.max_epochs
-    step, epoch = 0, 0
+    step, epoch, validations = 0, 0, {line["steps"]: line for line in listed["valid"]}
+    validation = make_validation(folder, settings, flags)
     while step < total:
         batches = batches_of(data, flags.batch_size, num_batches, epoch)
         for first in range(0, num_batches // flags.accum_freq * flags.accum_freq, flags.accum_freq):
@@ -87,12 +91,33 @@ def check_training(folder: Path, name: str) -> None:
             assert abs(loss.item() - line["loss"]) <= LOSS * max(1, abs(line["loss"])), (name, step, loss.item(), line)
             assert abs(optim.lr * factor - line["lr"]) <= 1e-2 * line["lr"]
             assert abs(task.model.temperature.log_scale.item() - line["logit_scale"]) <= LOGGED
+            if step in validations:
+                check_validation(validation, task, validations.pop(step))
         epoch += 1
+    assert not validations
     found = written(task.model)
     for key, value in load_file(folder / f"expected/{name}_final.safetensors").items():
         own = key.removeprefix("final.module.")
         if key.startswith("final.") and not is_noise(own):
             assert (found[own] - value).float().norm() <= NORM * value.float().norm(), (name, own)
+
+
+def make_validation(folder: Path, settings: Any, flags: argparse.Namespace) -> RetrievalEvaluation:
+    val = Pairs.Config([str(folder / "dataset/lmdb/valid")])
+    data = replace(settings.data, val=val, max_tokens=flags.context_length, num_workers=0, cache_dir="")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    batches = replace(settings.evaluation, in_batch_size=flags.valid_batch_size)
+    return RetrievalEvaluation(batches, Data(data, image_size=config["image_resolution"], seed=SAMPLER_SEED), "")
+
+
+@torch.no_grad()
+def check_validation(validation: RetrievalEvaluation, task: Any, line: dict[str, Any]) -> None:
+    """Loss and accuracies in batches, as the original's trainer logs them between its steps."""
+    [found] = validation(task.model.eval(), "val")["in_batch"].values()
+    task.train()
+    assert abs(found["loss"] - line["loss"]) <= LOSS * line["loss"], (found, line)
+    accuracies = [found["image_to_text_accuracy"], found["text_to_image_accuracy"]]
+    assert accuracies == [line["i2t"], line["t2i"]] and found["batch_size"] == line["valid_batch_size"]
 
 
 def open_pairs(folder: Path, max_tokens: int, image: dict[str, Any]) -> Pairs:
