@@ -26,7 +26,8 @@ class Positives:
     row_id (M,) and column_id (T,); with several `shares` (M, K) and (T, K): the loss is then the sum over k of share k
     times the loss of the ids in column k, at the cost of one. With `is_exclusive` each positive of a row is compared
     with the negatives alone; otherwise the positives of a row compete. `smoothing` is the part of the target that all
-    columns (of a row) and all rows (of a column) get evenly.
+    columns (of a row) and all rows (of a column) get evenly. Rows and columns that do not ask, row_asks (M,) and
+    column_asks (T,) bool, may be an answer but have none; what has no answer adds nothing to its loss.
     """
 
     row_id: Tensor
@@ -35,11 +36,18 @@ class Positives:
     is_exclusive: bool = False
     smoothing: float = 0.0
     shares: tuple[float, ...] = (1.0,)
+    row_asks: Tensor | None = None
+    column_asks: Tensor | None = None
 
-    def matrix(self, part: slice, k: int = 0) -> Tensor:
-        """Which columns are right for the rows of `part`, as the ids in column k say: (C, T) bool."""
+    def matrices(self, part: slice, k: int = 0) -> tuple[Tensor, Tensor]:
+        """Which columns are right for the rows of `part`, as the ids in column k say, and which of these rows are right
+        for the columns: both (C, T) bool.
+        """
         row_id, column_id = (ids if ids.dim() == 1 else ids[:, k] for ids in (self.row_id, self.column_id))
-        return row_id[part, None] == column_id[None, :]
+        of_rows = of_columns = row_id[part, None] == column_id[None, :]
+        if self.row_asks is not None:
+            of_rows = of_rows & self.row_asks[part, None]
+        return of_rows, of_columns if self.column_asks is None else of_columns & self.column_asks
 
     def row_weight(self, right: Tensor) -> Tensor:
         """Weight of every positive of a row: (C, 1)."""
@@ -89,9 +97,9 @@ class _Contrastive(torch.autograd.Function):
             exponentials = exponentials * (largest - highest).exp() + (scores - highest).exp_().sum(dim=0)
             largest = highest
             for k, share in enumerate(shares):
-                right = positives.matrix(part, k)
-                positive_count[k] += right.sum(dim=0)
-                positive_score[k] += (scores * right).sum(dim=0)
+                right, of_columns = positives.matrices(part, k)
+                positive_count[k] += of_columns.sum(dim=0)
+                positive_score[k] += (scores * of_columns).sum(dim=0)
                 if k < num_normalisers:
                     competing = scores.masked_fill(right, -torch.inf) if positives.is_exclusive else scores
                     row_normaliser[k, part] = competing.logsumexp(dim=1)
@@ -100,7 +108,7 @@ class _Contrastive(torch.autograd.Function):
                 row_loss += share * (below * right * positives.row_weight(right)).sum() * (1 - smoothing)
                 if smoothing:
                     even = row_normaliser[min(k, num_normalisers - 1), part] - scores.mean(dim=1)
-                    row_loss += share * smoothing * even.sum()
+                    row_loss += share * smoothing * (even * right.any(dim=1)).sum()
             if smoothing:
                 score_sum += scores.sum(dim=0)
         sums = torch.cat([positive_score, positive_count, score_sum[None]])  # (2 K + 1, T)
@@ -108,10 +116,10 @@ class _Contrastive(torch.autograd.Function):
         positive_score, positive_count, score_sum = sums[: len(shares)], sums[len(shares) : -1], sums[-1]
         num_rows = _total(rows.new_tensor(float(len(rows))), ranks)
         # Every rank holds the whole column loss; its mean over ranks is itself.
-        column_loss = smoothing * sum(shares) * (column_normaliser - score_sum / num_rows).mean()
+        column_loss = rows.new_zeros(())
         for share, score, count in zip(shares, positive_score, positive_count, strict=True):
-            below = (column_normaliser - score / count.clamp_min(1)) * (count > 0)
-            column_loss = column_loss + share * (1 - smoothing) * below.mean()
+            target = (1 - smoothing) * score / count.clamp_min(1) + smoothing * score_sum / num_rows
+            column_loss = column_loss + share * ((column_normaliser - target) * (count > 0)).mean()
         ctx.save_for_backward(rows, columns, temperature, row_normaliser, column_normaliser, positive_count, num_rows)
         num_ranks = 1 if ranks is None else dist.get_world_size(ranks)
         ctx.positives, ctx.row_scale, ctx.column_scale = positives, num_ranks / num_rows, num_ranks / len(columns)
@@ -124,7 +132,8 @@ class _Contrastive(torch.autograd.Function):
         smooth_row, smooth_column = grad_row_loss * ctx.row_scale, grad_column_loss * ctx.column_scale
         row_scale, column_scale = smooth_row * (1 - smoothing), smooth_column * (1 - smoothing)
         share = columns.new_tensor(shares)[:, None]  # (K, 1)
-        column_total = column_scale * (share * (positive_count > 0)).sum(dim=0)  # (T,)
+        right_share = (share * (positive_count > 0)).sum(dim=0)  # (T,)
+        column_total = column_scale * right_share
         column_weight = column_scale * share / positive_count.clamp_min(1)  # (K, T)
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
         grad_temperature = torch.zeros_like(temperature)
@@ -132,17 +141,17 @@ class _Contrastive(torch.autograd.Function):
             scores = _scores(rows[part], columns, temperature)
             gradient = (scores - column_normaliser).exp_().mul_(column_total)
             for k, weight in enumerate(shares):
-                right = ctx.positives.matrix(part, k)
+                right, of_columns = ctx.positives.matrices(part, k)
                 row_weight = ctx.positives.row_weight(right) * row_scale * weight  # (C, 1)
                 normaliser = row_normaliser[min(k, len(row_normaliser) - 1), part, None]
                 gradient += _row_gradient(scores, right, row_weight, normaliser, ctx.positives.is_exclusive)
-                gradient -= right * column_weight[k]
+                gradient -= of_columns * column_weight[k]
                 if smoothing:
-                    even = (scores - normaliser).exp_() - 1 / len(columns)
+                    even = ((scores - normaliser).exp_() - 1 / len(columns)) * right.any(dim=1, keepdim=True)
                     gradient += smoothing * smooth_row * weight * even
             if smoothing:
                 even = (scores - column_normaliser).exp_() - 1 / num_rows
-                gradient += smoothing * smooth_column * sum(shares) * even
+                gradient += smoothing * smooth_column * right_share * even
             grad_temperature -= (gradient * scores).sum() / temperature
             grad_rows[part] = (gradient @ columns).div_(temperature)
             grad_columns.addmm_(gradient.T, rows[part])

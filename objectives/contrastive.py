@@ -28,9 +28,11 @@ def gathered_contrastive_losses(
     smoothing: float = 0.0,
     group_size: int = 0,
     shares: tuple[float, ...] = (1.0,),
+    asks: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Image-to-text and text-to-image losses over the batch of all ranks; image (M, E), text (T, E) are this rank's
-    unit vectors, image_id (M,) and text_id (T,), or with several shares (M, K) and (T, K) as in `Positives`.
+    unit vectors, image_id (M,) and text_id (T,), or with several shares (M, K) and (T, K), asks (M,) and (T,) as in
+    `Positives`.
 
     gather `exact`: each rank computes the rows of its own images, and the mean of gradients over ranks is the
     gradient of the whole batch. `local_slice`: each rank computes everything and keeps only the gradient of its own
@@ -40,27 +42,32 @@ def gathered_contrastive_losses(
     of so many neighbouring ranks.
     """
     options = {"is_mean": is_mean, "is_exclusive": is_exclusive, "smoothing": smoothing, "shares": shares}
-    group = rank_group(group_size)
+    group, (image_asks, text_asks) = rank_group(group_size), asks or (None, None)
+    images, texts = (image, image_id, image_asks), (text, text_id, text_asks)
     if gather == "constant":
-        image_to_text = _rows_against_constants(image, text, temperature, image_id, text_id, group, options)
-        return image_to_text, _rows_against_constants(text, image, temperature, text_id, image_id, group, options)
+        rows, columns = (_gathered(*side, "none", group) for side in (images, texts))
+        return (_losses(images, columns, temperature, options)[0], _losses(texts, rows, temperature, options)[0])
     if gather == "none" or world_size() == 1:
-        return contrastive_losses(image, text, temperature, Positives(image_id, text_id, **options))
-    all_text, all_text_id = gather_rows(text, gather, group=group), gather_rows(text_id, "none", group=group)
+        return _losses(images, texts, temperature, options)
+    texts = _gathered(*texts, gather, group)
     if gather == "exact":
-        return contrastive_losses(
-            image, all_text, temperature, Positives(image_id, all_text_id, **options), is_sharded=True, group=group
-        )
-    all_image, all_image_id = gather_rows(image, gather), gather_rows(image_id, "none")
-    return contrastive_losses(all_image, all_text, temperature, Positives(all_image_id, all_text_id, **options))
+        return _losses(images, texts, temperature, options, is_sharded=True, group=group)
+    return _losses(_gathered(*images, gather, None), texts, temperature, options)
 
 
-def _rows_against_constants(
-    rows: Tensor, columns: Tensor, temperature: Tensor, row_id: Tensor, column_id: Tensor, group: Any, options: dict
-) -> Tensor:
-    """The loss () of this rank's rows over the columns of all ranks, which are constants."""
-    every, every_id = gather_rows(columns, "none", group=group), gather_rows(column_id, "none", group=group)
-    return contrastive_losses(rows, every, temperature, Positives(row_id, every_id, **options))[0]
+def _losses(
+    rows: tuple, columns: tuple, temperature: Tensor, options: dict, *, is_sharded: bool = False, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Both losses () of vectors, ids and who asks, of rows and of columns."""
+    (row, row_id, row_asks), (column, column_id, column_asks) = rows, columns
+    positives = Positives(row_id, column_id, row_asks=row_asks, column_asks=column_asks, **options)
+    return contrastive_losses(row, column, temperature, positives, is_sharded=is_sharded, group=group)
+
+
+def _gathered(embed: Tensor, ids: Tensor, asks: Tensor | None, gather: Gather, group: Any) -> tuple:
+    """The same of all ranks of the group; only the vectors have a gradient."""
+    ids, asks = (None if x is None else gather_rows(x, "none", group=group) for x in (ids, asks))
+    return gather_rows(embed, gather, group=group), ids, asks
 
 
 class EmbeddingObjective:
@@ -144,11 +151,27 @@ class PairContrastive(EmbeddingObjective):
         image_id = torch.arange(len(step.images.embed), device=step.text_id.device) + (rank() << 40)
         return image_id, image_id[step.batch.image_of_text]
 
+    def sides(self, step: Step) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Embeddings of images (M, E) and texts (T, E), zeros where ignored, and who asks, (M,) and (T,) bool."""
+        image, text = step.images.embed, step.texts.embed
+        if step.ignored is None:
+            return image, text, None
+        asks = ~step.ignored, ~step.ignored[step.batch.image_of_text]
+        return image if self.config.gather == "none" else image * asks[0][:, None], text * asks[1][:, None], asks
+
     def loss(self, step: Step, image_id: Tensor, text_id: Tensor, shares: tuple[float, ...] = (1.0,)) -> Tensor:
-        """Mean of both directions."""
+        """Mean of both directions.
+
+        Ignored pairs (ZeroVL's ignore_mask) ask for nothing, and their similarity to all others is 0; the mean counts
+        them. Without a gather the original weighs the whole mean by the share of the others instead.
+        """
+        image, text, asks = self.sides(step)
+        kept = 1.0
+        if asks is not None and self.config.gather == "none":
+            kept, asks = asks[0].float().mean(), None
         sides = gathered_contrastive_losses(
-            step.images.embed,
-            step.texts.embed,
+            image,
+            text,
             step.temperature,
             image_id,
             text_id,
@@ -156,18 +179,20 @@ class PairContrastive(EmbeddingObjective):
             smoothing=self.config.smoothing,
             group_size=self.config.group_size,
             shares=shares,
+            asks=asks,
         )
-        return sum(sides) / 2
+        return kept * sum(sides) / 2
 
     @torch.no_grad()
     def statistics(self, step: Step) -> dict[str, Tensor]:
         """For the log: percent () of right answers among the batch that the loss sees, and the temperature."""
         if not self.config.reports_accuracy:
             return {}
-        ids, group = self.ids(step), rank_group(self.config.group_size)
-        sides = {"image_to_text": (step.images.embed, step.texts.embed, *ids),
-                 "text_to_image": (step.texts.embed, step.images.embed, *ids[::-1])}  # fmt: skip
-        found = {}
+        (image, text, asks), (image_id, text_id) = self.sides(step), self.ids(step)
+        image_asks, text_asks = asks or (slice(None), slice(None))
+        sides = {"image_to_text": (image[image_asks], text, image_id[image_asks], text_id),
+                 "text_to_image": (text[text_asks], image, text_id[text_asks], image_id)}  # fmt: skip
+        found, group = {}, rank_group(self.config.group_size)
         for name, (rows, columns, row_id, column_id) in sides.items():
             if self.config.gather != "none":
                 columns, column_id = (gather_rows(x, "none", group=group) for x in (columns, column_id))

@@ -100,6 +100,7 @@ class Step:
     teacher: Any = None  # what a teacher makes of the batch: image (M, E), text (T, E), pooled_text (T, D)
     reads_masked: bool = False  # the texts were encoded with their masks: one pass serves all objectives
     teacher_embed: Tensor | None = None  # the images' (M, E') by a teacher
+    ignored: Tensor | None = None  # (M,) bool: images that, with their texts, only fill the batch; read by `nce`
     can_share_rows: ClassVar[bool] = True  # whether other ranks can use its images and texts as they are
 
     @cached_property

@@ -18,7 +18,7 @@ def unit(rows: int, seed: int = 0) -> torch.Tensor:
 def dense_losses(rows, columns, temperature, positives):
     """Both losses straight from their definition."""
     scores = rows @ columns.T / temperature
-    right = positives.matrix(slice(None)).float()
+    right = positives.matrices(slice(None))[0].float()
     weight = right / right.sum(1, keepdim=True).clamp_min(1) if positives.is_mean else right
     if positives.is_exclusive:
         negatives = scores.masked_fill(right.bool(), -torch.inf).logsumexp(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Pairs that only some neighbouring processes see, and smoothing of their targets."""
+"""Pairs that only some neighbouring processes see, smoothing of their targets, and pairs that are ignored."""
 
 from types import SimpleNamespace
 
@@ -18,12 +18,12 @@ def embeds() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(F.normalize(torch.randn(NUM_RANKS * SIZE, 8, generator=generator), dim=1) for _ in range(2))
 
 
-def loss_of(image: torch.Tensor, text: torch.Tensor, **options) -> torch.Tensor:
+def loss_of(image: torch.Tensor, text: torch.Tensor, ignored: torch.Tensor | None = None, **options) -> torch.Tensor:
     number = torch.arange(len(image))
     model = SimpleNamespace(temperature=lambda: torch.tensor(0.1))
     batch = SimpleNamespace(image_id=number * 0, image_of_text=number)  # one picture: its other texts count as wrong
     sides = (SimpleNamespace(embed=image), SimpleNamespace(embed=text))
-    return PairContrastive(PairContrastive.Config(**options))(Step(model, batch, *sides))
+    return PairContrastive(PairContrastive.Config(**options))(Step(model, batch, *sides, ignored=ignored))
 
 
 def dense(image: torch.Tensor, text: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -38,6 +38,24 @@ def test_one_process_agrees_with_cross_entropy(smoothing):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     for a, b in zip(torch.autograd.grad(found, (image, text)), torch.autograd.grad(expected, (image, text))):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_ignored_pairs_ask_for_nothing_and_answer_with_zero(smoothing):
+    """ZeroVL's ignore_mask: a key of zeros, a query without a loss, and the mean over all."""
+    image, text = (x.requires_grad_() for x in embeds())
+    ignored = torch.arange(len(image)) % 4 == 1
+    found = loss_of(image, text, ignored=ignored, smoothing=smoothing)
+    kept, target = ~ignored[:, None], torch.arange(len(image))
+    sides = [
+        F.cross_entropy(rows @ (keys * kept).T / 0.1, target, label_smoothing=smoothing, reduction="none")
+        for rows, keys in ((image, text), (text, image))
+    ]
+    expected = (sum(sides) / 2 * ~ignored).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(found, (image, text)), torch.autograd.grad(expected, (image, text))):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert not a[ignored].any()
 
 
 def _check_groups(rank: int, group_size: int, smoothing: float) -> None:
