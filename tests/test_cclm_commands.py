@@ -1,9 +1,7 @@
 """CCLM's commands, as its README gives them, on its data in the documented layout: a few records of every file."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -12,6 +10,7 @@ import pytest
 import run
 from tests import toy_cclm
 from tests.compat.cclm_files import FILES
+from tests.ranks import run_commands
 from tests.toy_cclm import FLICKR_CO, SIZES, WIT
 
 COMMON = "--dist 1 --seed 42 --checkpoint pretrained.th --output_dir output/it"
@@ -35,12 +34,16 @@ def command(world, monkeypatch):
     monkeypatch.chdir(world)
 
     def start(words, *more):
-        name = next(word for word in words.split() if word.startswith("output/"))
-        sizes = [word for word in (*SIZES, *FEW) if not ("data.batch_size" in word and "--bs" in words)]
-        assert run.main([*words.split(), *more, *sizes, "--restart"]) == 0
-        return Path(name)
+        assert run.main(small(words, *more)) == 0
+        return Path(next(word for word in words.split() if word.startswith("output/")))
 
     return start
+
+
+def small(words, *more):
+    """The words of a command on a model of a few neurons."""
+    sizes = [word for word in (*SIZES, *FEW) if not ("data.batch_size" in word and "--bs" in words)]
+    return [*words.split(), *more, *sizes, "--restart"]
 
 
 def metrics_of(folder):
@@ -58,6 +61,9 @@ def shown_texts(folder):
 
 PRETRAINING = "train.epochs=1 streams.parallel.batch_size=4 streams.parallel.num_workers=0"
 BOXES = "streams.regions.batch_size=4 streams.regions.train.max_images=2 streams.regions.num_workers=0"
+IMAGE_LOSSES = ("itc", "itm", "mlm")
+PARALLEL_LOSSES = ("parallel/ttc", "parallel/ttm", "parallel/mlm")
+REGION_LOSSES = ("regions/itc", "regions/itm", "regions/mlm", "regions/bbox")
 
 
 def losses_of(folder):
@@ -71,14 +77,15 @@ def test_pretraining_3m(command):
     folder = command(f"--task pretrain_cclm_3m --dist 1 --output_dir output/pre3m/ {PRETRAINING}")
     losses, num_steps = losses_of(folder)
     assert num_steps == toy_cclm.NUM_PICTURES // 4
-    assert {"itc", "itm", "mlm", "parallel/ttc", "parallel/ttm", "parallel/mlm"} <= losses
-    assert "data/pretrain/cc3m" in toy_cclm.read_files(folder)
+    assert losses == {*IMAGE_LOSSES, *PARALLEL_LOSSES}
+    assert "data/pretrain/cc-3m-uc2" in toy_cclm.read_files(folder)
 
 
 def test_pretraining_4m(command):
     folder = command(f"--task pretrain_cclm_4m --dist 1 --output_dir output/pre4m {PRETRAINING} {BOXES}")
     losses, num_steps = losses_of(folder)
-    assert num_steps == 4 * toy_cclm.NUM_PICTURES // 4 and {"itc", "parallel/ttc", "regions/bbox"} <= losses
+    assert num_steps == 4 * toy_cclm.NUM_PICTURES // 4
+    assert losses == {*IMAGE_LOSSES, *PARALLEL_LOSSES, *REGION_LOSSES}
 
 
 def test_pretraining_by_the_users_own_copy_of_the_originals_file(command, world):
@@ -87,12 +94,7 @@ def test_pretraining_by_the_users_own_copy_of_the_originals_file(command, world)
         .replace("num_workers: 4", "num_workers: 0")
         .replace("batch_size: 128", "batch_size: 4")
     )
-    for theirs, ours in (("cc-3m-uc2", "cc3m"), ("coco_object-mm", "coco_objects"), ("vg_object-mm", "vg_objects")):
-        text = text.replace(f"hdfs://path/to/{theirs}", f"data/pretrain/{ours}")
-    for name in ("sbu", "vg", "coco", "vg_region", "wikimatrix"):
-        own = "vg_regions" if name == "vg_region" else name
-        text = text.replace(f"hdfs://path/to/{name}-mm'", f"data/pretrain/{own}'")
-        text = text.replace(f"hdfs://path/to/{name}'", f"data/pretrain/{own}'")
+    text = text.replace("hdfs://path/to/", "data/pretrain/")
     (world / "configs").mkdir()
     (world / "configs/Pretrain_4m.yaml").write_text(text)
     try:
@@ -160,6 +162,7 @@ def test_any_language_that_has_a_file(command, world):
 
 
 def test_wit_is_joined_and_tested_in_eleven_languages(command, world, capsys):
+    shutil.rmtree(world / "data/wit", ignore_errors=True)
     folder = command(f"--task wit {COMMON} --bs 4 --epoch 1", "train.first_evaluation_epoch=0")
     assert languages_of(folder) == list(WIT)
     said = capsys.readouterr().err
@@ -175,14 +178,59 @@ def test_wit_on_translated_tests(command, capsys):
     assert "data/wit/annotations_machine-translate-bs64/test_ja_gmt.jsonl" in toy_cclm.read_files(folder)
 
 
-def test_two_processes_train_and_give_the_numbers_of_one(command, world):
-    words = f"--task itr_multi30k {COMMON} --bs 4 --epoch 1 data.languages=[de,en]".replace("output/it", "output/pair")
-    words = [*words.replace("--dist 1", "--nproc 2").split(), *SIZES, *FEW[:2]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(run.ROOT / "run.py"), *words], cwd=world, env=environment)
-    assert done.returncode == 0
-    one = f"--task itr_multi30k --evaluate --checkpoint {world}/output/pair --output_dir output/one"
-    assert metrics_of(command(one + " data.languages=[de,en]"))["test"] == metrics_of(world / "output/pair")["test"]
+CONFIG = "--config configs/cclm-base-ft/Retrieval"
+# The commands that train, by the folder of their results, with the languages that they are tested in.
+TRAINED = {
+    "multi30k_en": (f"--task itr_multi30k {CONFIG}_multi30k_en_ft.yaml", "en de fr cs"),
+    "multi30k_cs": (f"--task itr_multi30k {CONFIG}_multi30k_cs_ft.yaml", "cs"),
+    "multi30k_all": (f"--task itr_multi30k {CONFIG}_multi30k_all_ft.yaml", "en de fr cs"),
+    "coco_en": (f"--task itr_coco {CONFIG}_coco_en_ft.yaml", "en zh ja"),
+    "coco_ja": (f"--task itr_coco {CONFIG}_coco_ja_ft.yaml", "ja"),
+    "coco_all": (f"--task itr_coco {CONFIG}_coco_all_ft.yaml", "en zh ja"),
+    "xflickrco": ("--task xflickrco", " ".join(FLICKR_CO)),
+    "shots": ("--task xflickrco --fewshot de,100 --lr 1e-6", "de"),
+    "wit": ("--task wit", " ".join(WIT)),
+}
+EVALUATED = {
+    "flickr_test": "itr_multi30k", "coco_test": "itr_coco", "xflickrco_test": "xflickrco", "wit_test": "wit",
+    "xflickrco_gmt": "xflickrco --gmt", "wit_gmt": "wit --gmt",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(world):
+    """The folder with the results of two processes, a folder a command."""
+    pretraining = "--dist 1 --output_dir output/pair/{} --task pretrain_cclm_{} " + PRETRAINING
+    given = [pretraining.format("3m", "3m"), pretraining.format("4m", "4m") + " " + BOXES]
+    common = COMMON.replace("output/it", "output/pair/{}")
+    hdfs = f"--output_hdfs file://{world}/sent/{{}}"
+    given += [f"{words} {common} {hdfs} --bs 4 --epoch 1".format(name, name) for name, (words, _) in TRAINED.items()]
+    given += [f"--task {task} {common} --evaluate".format(name) for name, task in EVALUATED.items()]
+    run_commands([small(words) for words in given], world)
+    return world / "output/pair"
+
+
+def test_pretraining_on_two_processes(pair):
+    assert losses_of(pair / "3m") == ({*IMAGE_LOSSES, *PARALLEL_LOSSES}, toy_cclm.NUM_PICTURES // 4)
+    assert losses_of(pair / "4m") == ({*IMAGE_LOSSES, *PARALLEL_LOSSES, *REGION_LOSSES}, toy_cclm.NUM_PICTURES)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_on_two_processes(pair, name):
+    folder, tested = pair / name, TRAINED[name][1].split()
+    assert languages_of(folder) == tested
+    assert losses_of(folder) == ({"itc", "itm"}, {"multi30k_all": 8, "coco_all": 6}.get(name, 2))
+    texts = shown_texts(folder)
+    assert {language: text.split()[0] for language, text in texts.items()} == {
+        language: language for language in tested
+    }
+    assert (pair.parent.parent / "sent" / name / "metrics.json").read_bytes() == (folder / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_two_processes_give_the_numbers_of_one(command, pair, name):
+    one = command(f"--task {EVALUATED[name]} {COMMON} --evaluate")
+    assert metrics_of(pair / name)["test"] == metrics_of(one)["test"]
 
 
 @pytest.fixture

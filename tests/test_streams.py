@@ -15,7 +15,6 @@ from configs.schema import Config
 from dataset.streams import choose_streams
 from tasks.image_text import ImageText
 from tests.test_resume import assert_equal_runs, finish, kill_after_progress, log_of, start
-from tests.toy_ccrk import TOKENIZER
 from tests.toy_streams import stream_settings, write_stream_data
 from trainer import Trainer
 from utils.config import ConfigError, build, dump_yaml
@@ -176,41 +175,3 @@ def test_a_broken_region_ends_the_run_with_its_line(data, tmp_path, capsys):
     assert run.main(["--config", str(tmp_path / "c.yaml"), "--output_dir", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "bad.data:" in said and "box outside the image; found [40, 0, 20, 40]; the image has 40 x 40 pixels" in said
-
-
-SMALL = """
-model.image_encoder.image_size=32 model.image_encoder.window_size=4 model.image_encoder.width=8
-model.image_encoder.depths=[1,1] model.image_encoder.num_heads=[1,2] model.text_encoder.width=16
-model.text_encoder.num_layers=1 model.text_encoder.num_heads=2 model.text_encoder.mlp_width=16
-model.text_encoder.vocab_size=4000 model.text_fusion.num_layers=1 train.precision=fp32 init.text= init.image=
-data.cache_dir= data.num_workers=0 streams.parallel.num_workers=0 train.epochs=1 train.log_every_steps=1
-""".split()
-
-
-@pytest.mark.parametrize(("size", "parts"), [("3m", {"parallel"}), ("4m", {"parallel", "regions"})])
-def test_the_tasks_of_the_readme_train_on_files_in_their_places(data, tmp_path, monkeypatch, size, parts):
-    monkeypatch.chdir(tmp_path)
-    lines = {name: (data / f"{name}.data").read_text() for name in ("regions", "pairs")}
-    records = [json.loads(line) for line in lines["regions"].splitlines()]
-    lines["images"] = "".join(
-        json.dumps({"binary": r["binary"], "caption": r["elems"][0]["caption"]}) + "\n" for r in records
-    )
-    for kind, names in {
-        "images": ("cc3m", "sbu", "coco", "vg"),
-        "regions": ("coco_objects", "vg_objects", "vg_regions"),
-        "pairs": ("wikimatrix",),
-    }.items():
-        for name in names:
-            (tmp_path / "data/pretrain" / name).mkdir(parents=True)
-            (tmp_path / "data/pretrain" / name / "part_0.data").write_text(lines[kind])
-    small = [*SMALL, f"data.tokenizer={TOKENIZER}", "streams.parallel.batch_size=8", "--bs", "16"]
-    if "regions" in parts:
-        small += [
-            "streams.regions.num_workers=0",
-            "streams.regions.batch_size=12",
-            "streams.regions.train.max_images=6",
-        ]
-    assert run.main(["--task", f"pretrain_cclm_{size}", "--output_dir", str(tmp_path / "out"), *small]) == 0
-    seen = {name.split("/")[1] for line in log_of(tmp_path / "out") for name in line if name.count("/") == 2}
-    assert seen == parts
-    assert len([line for line in log_of(tmp_path / "out") if line["kind"] == "train"]) == {"3m": 2, "4m": 6}[size]

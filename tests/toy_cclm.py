@@ -126,8 +126,8 @@ def write_wit(root: Path) -> None:
 
 
 PRETRAINING = {
-    "images": ("cc3m", "sbu", "coco", "vg"),
-    "regions": ("coco_objects", "vg_objects", "vg_regions"),
+    "images": ("cc-3m-uc2", "sbu-mm", "vg-mm", "coco-mm"),
+    "regions": ("coco_object-mm", "vg_object-mm", "vg_region-mm"),
     "parallel": ("wikimatrix",),
 }
 

@@ -1,5 +1,7 @@
 """Files written in the keys of CCLM and CCRK, shortened but with the originals' values."""
 
+from pathlib import Path
+
 import pytest
 
 import run
@@ -202,7 +204,7 @@ def comparable(plan):
     for section in [tree["data"].get(split) or {} for split in SPLITS] + [s["train"] for s in tree["streams"].values()]:
         section["image_root"] = section.get("image_root", "").rstrip("/")
         if section.get("name") in ("captioned_images", "regions", "parallel_text"):
-            section["files"] = len(section["files"])
+            section["files"] = [Path(path).name for path in section["files"]]
     if tree["task"] == "gqa":
         del tree["evaluation"]["batch_size"]  # no number depends on it
     if tree["task"] == "nlvr":
