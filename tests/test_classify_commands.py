@@ -153,8 +153,8 @@ def test_fine_tuning_leaves_all_its_results(trained):
 @pytest.mark.parametrize("task, languages", [("xvnli", "en ar es fr ru"), ("nlvr", "en id sw ta tr zh")])
 def test_zero_shot_numbers_come_from_each_language_s_own_test_file(command, task, languages):
     assert command(f"--task {task} --checkpoint always_one/{task} --evaluate --output_dir out/zero/{task}") == 0
-    found, _ = accuracies(f"out/zero/{task}")
-    assert found == pytest.approx({x: ONES[x] * 12.5 for x in languages.split()} | {"mean": found["mean"]})
+    expected = {x: ONES[x] * 12.5 for x in languages.split()}
+    assert accuracies(f"out/zero/{task}")[0] == pytest.approx(expected | {"mean": np.mean(list(expected.values()))})
 
 
 @pytest.mark.parametrize("task", ["xvnli", "nlvr"])
@@ -174,10 +174,29 @@ def test_few_shots_train_on_their_file_and_report_the_language_s_test(command, t
     assert ("train_48" if task == "xvnli" else "train10x2") in told
 
 
-def test_two_processes_count_every_text_once(command, world):
-    words = "--task nlvr --checkpoint always_one/nlvr --evaluate evaluation.batch_size=3 --output_dir out/two"
-    run_commands([[*SIZES, *words.split()]], world)
-    assert accuracies("out/two")[0] == accuracies("out/zero/nlvr")[0]
+@pytest.fixture(scope="module")
+def pair(trained, world):
+    """The folder with the results of two processes, for each task a folder of training, few shots and both tests."""
+    given = []
+    for task, shots in (("xvnli", "ar,48"), ("nlvr", "id")):
+        words = f"--task {task} --checkpoint always_one/{task} --output_dir out/pair/{task}"
+        test = "--evaluate evaluation.batch_size=3"
+        given += [f"{words} --bs 4 --epoch 1 --output_hdfs file://{world}/sent/{task}", f"{words}_zero {test}"]
+        given += [f"{words}_few --fewshot {shots} --lr 1e-6 --bs 4 --epoch 1", f"{words}_gmt {test} --gmt"]
+    run_commands([[*SIZES, *words.split()] for words in given], world)
+    return world / "out/pair"
+
+
+@pytest.mark.parametrize("task, languages", [("xvnli", "en ar es fr ru"), ("nlvr", "en id sw ta tr zh")])
+def test_two_processes_count_every_text_once(pair, world, task, languages):
+    expected = {x: ONES[x] * 12.5 for x in languages.split()}
+    found = accuracies(pair / f"{task}_zero")[0]
+    assert found == pytest.approx(expected | {"mean": np.mean(list(expected.values()))})
+    assert set(accuracies(pair / f"{task}_gmt")[0].values()) == {ONES_TRANSLATED * 12.5}
+    assert list(accuracies(pair / task)[0]) == [*languages.split(), "mean"]
+    assert (world / f"sent/{task}/metrics.json").is_file()
+    shots = {"xvnli": "ar", "nlvr": "id"}[task]
+    assert accuracies(pair / f"{task}_few")[0] == pytest.approx({x: ONES[shots] * 12.5 for x in (shots, "mean")})
 
 
 def test_converted_marvl_lists_hold_whole_paths(command, world):

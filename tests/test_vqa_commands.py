@@ -1,20 +1,19 @@
 """CCLM's commands for GQA and xGQA on a small world in IGLUE's layout: train, zero-shot, few-shot, evaluate, export."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import run
 from dataset.text import train_bpe
+from tests.ranks import run_commands
 from tests.toy_cclm import COLOURS, SIZES, write_json, write_pictures
-from tests.toy_ccrk import ROOT
 from utils.config import read_yaml
 
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 WORDS = [*SIZES, "model.answer_decoder.num_layers=1", "evaluation.num_candidates=4", "train.first_evaluation_epoch=0"]
+FEW_SHOT = "--fewshot bn --lr 1e-6 --bs 6 --epoch 1"
 # Right answers of the test questions: a model that says "yes" to everything is right so often.
 NUM_QUESTIONS = 8
 NUM_YES = {language: number for number, language in enumerate(LANGUAGES)}
@@ -120,11 +119,11 @@ def test_evaluation_counts_exact_matches_of_every_language_s_own_file(trained, w
     }
 
 
-def test_two_processes_learn_and_answer_as_one_does(world):
+def test_two_processes_learn_and_answer_as_one_does(trained, world):
     no_chance = ("text_encoder.dropout", "text_encoder.attention_dropout", "image_encoder.drop_path")
     words = ["--task", "gqa", "--bs", "6", "--epoch", "1", *WORDS, *(f"model.{name}=0" for name in no_chance)]
-    program = [sys.executable, str(ROOT / "run.py")]
-    subprocess.run([*program, *words, "--nproc", "2", "--output_dir", "out/two"], check=True, cwd=world)
+    shots = ["--task", "gqa", *FEW_SHOT.split(), "--checkpoint", str(trained), "--output_dir", "out/two_bn", *WORDS]
+    run_commands([[*words, "--output_dir", "out/two"], shots], world)
     assert run.main([*words, "--output_dir", "out/one"]) == 0
     losses, answers = [], []
     for folder in (world / "out/one", world / "out/two"):
@@ -135,10 +134,11 @@ def test_two_processes_learn_and_answer_as_one_does(world):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2
     assert answers[0] == answers[1]
     assert metrics_of(world / "out/one") == metrics_of(world / "out/two")
+    assert set(metrics_of(world / "out/two_bn")) == {"bn", "mean"}
 
 
 def test_few_shot_training_takes_the_language_s_own_files(trained, world):
-    words = "--dist 1 --task gqa --fewshot bn --lr 1e-6 --bs 6 --epoch 1 --output_dir out/bn"
+    words = f"--dist 1 --task gqa {FEW_SHOT} --output_dir out/bn"
     assert run.main([*words.split(), "--checkpoint", str(trained), *WORDS]) == 0
     assert set(metrics_of(world / "out/bn")) == {"bn", "mean"}
     tree = read_yaml(world / "out/bn/config.yaml")
