@@ -71,7 +71,7 @@ def translate_pretraining(text: str, world_size: int) -> Translation:
 
 
 def _translate_objectives(given: dict[str, Any], result: Translation) -> None:
-    """Objectives, their gathering and the two logs."""
+    """Objectives, their gathering and what they log."""
     settings = result.settings
     contrastive = "itc" if _switch(given, "cclm_easy") else "one_to_k"
     if contrastive == "itc":
@@ -89,11 +89,9 @@ def _translate_objectives(given: dict[str, Any], result: Translation) -> None:
         gather = "none" if _switch(given, "itc_allgather") else "local_slice"
         settings[f"objectives.{contrastive}.gather"] = gather
     if _switch(given, "vicreg"):
-        result.notices.append(
-            "--vicreg only wrote three statistics to the log and never changed training; not computed"
-        )
+        settings["objectives.vicreg"] = {"weight": 0.0}  # logged and never part of the loss
     if given.get("sample_lan_file"):
-        result.notices.append("--sample_lan_file is not written; the drawn languages do not change training")
+        settings["objectives.itm.language_file"] = given["sample_lan_file"]
 
 
 def translate_finetuning(text: str) -> Translation:

@@ -16,6 +16,7 @@ OBJECTIVES = Registry(
         "classify": "objectives.labels:ClassPrediction",
         "match": "objectives.labels:PairMatching",
         "picture_pairs": "objectives.picture_pairs:PicturePairs",
+        "vicreg": "objectives.vicreg:VICReg",
         "ttc": "objectives.contrastive:TextContrastive",
         "ttm": "objectives.matching:TextMatching",
         "bbox": "objectives.boxes:BoxPrediction",

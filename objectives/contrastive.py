@@ -243,23 +243,3 @@ def top_one_accuracy(rows: Tensor, columns: Tensor, row_id: Tensor, column_id: T
     size = max(1, CHUNK_ELEMENTS // len(columns))
     nearest = torch.cat([(part @ columns.float().T).argmax(dim=1) for part in rows.float().split(size)])
     return (column_id[nearest] == row_id).float().mean()
-
-
-def vicreg_statistics(image: Tensor, text: Tensor, captions: int) -> dict[str, Tensor]:
-    """Invariance, variance and covariance of the embeddings (VICReg, arXiv 2105.04906), for the log only; never part
-    of a loss.
-
-    image (M, E), text (M * captions, E) image-major.
-    """
-    spread = sum(torch.relu(1 - (side.var(dim=0) + 1e-4).sqrt()).mean() for side in (image, text))
-    return {
-        "loss_invariance": (image.repeat_interleave(captions, dim=0) - text).square().mean(),
-        "loss_variance": spread,
-        "loss_covariance": _off_diagonal_covariance(image) + _off_diagonal_covariance(text),
-    }
-
-
-def _off_diagonal_covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(dim=0)
-    covariance = centred.T @ centred / (len(x) - 1)  # (E, E)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]

@@ -85,6 +85,8 @@ class HardNegativeMatching:
         candidates: Literal["rank", "all"] = "rank"
         floor: float = FLOOR  # added to every sampling probability
         class_weights: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of pairs that do not match, and do
+        # Every step and process adds a line here: the number of the language drawn for each picture.
+        language_file: str = ""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -112,8 +114,16 @@ class HardNegativeMatching:
             log.warning("%d of %d pictures have no negative in the batch", int((~has_image).sum()), len(has_image))
         pairs = global_match_logits if is_global else match_logits
         logits = pairs(step, positive, negative_image, negative_text)
+        if self.config.language_file:
+            append_numbers(self.config.language_file, step.batch.language_of_text[positive].tolist())
         is_counted = torch.cat([torch.ones_like(has_image), has_image, has_text])
         return match_loss(logits, is_counted, self.config.class_weights)
+
+
+def append_numbers(path: str, numbers: list[int]) -> None:
+    """One line more at the end of a file, in one piece, whatever other processes write."""
+    with open(path, "ab", buffering=0) as file:
+        file.write((" ".join(map(str, numbers)) + "\n").encode())
 
 
 class TextMatching(HardNegativeMatching):

@@ -129,7 +129,11 @@ class ImageText(Task):
         is_main = stream == MAIN
         objectives, prefix = (self.objectives, "") if is_main else (self.stream_objectives[stream], f"{stream}/")
         due = {name: each for name, each in objectives.items() if each.config.is_due(self.num_steps)}
-        found = {prefix + name: objective(step) * objective.config.weight for name, objective in due.items()}
+        found = {
+            prefix + name: objective(step) * objective.config.weight
+            for name, objective in due.items()
+            if objective.config.weight or not isinstance(objective, ReportsStatistics)  # else it is for the log alone
+        }
         self._statistics = {
             f"{prefix}{name}/{key}": value
             for name, objective in due.items()

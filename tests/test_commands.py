@@ -70,12 +70,17 @@ def english(world):
 
 def test_pretraining_with_chosen_languages(command, world):
     flags = "--language_chosen zh,en --caption_num 1 --train_file shards --neg_sample_type 2 --need_divm 2 --imgbsz 4"
+    flags += " --vicreg 1 --sample_lan_file drawn.txt"
     words = ["--task", "pretrain", "--config", "configs/Pretrain_2m.yaml", "--output_dir", "out/pre", "--epoch", "1"]
     assert command(*words, "--pret_para", flags) == 0
     tree = read_yaml(world / "out/pre/config.yaml")
     assert tree["data"]["train"]["languages"] == ["zh", "en"] and tree["data"]["batch_size"] == 4
     steps = [json.loads(line) for line in (world / "out/pre/metrics.jsonl").read_text().splitlines()]
     assert len(steps) == NUM_PICTURES // 4 and {"train/one_to_k", "train/itm", "train/mlm"} <= steps[0].keys()
+    assert steps[0]["train/vicreg/variance"] > 0 and "train/vicreg" not in steps[0]
+    assert steps[0]["loss"] == pytest.approx(sum(steps[0][f"train/{name}"] for name in ("one_to_k", "itm", "mlm")))
+    drawn = [line.split() for line in (world / "drawn.txt").read_text().splitlines()]
+    assert [len(line) for line in drawn] == [4] * 3 and {number for line in drawn for number in line} <= {"0", "1"}
 
 
 def test_the_freshly_initialised_model_is_written_and_nothing_trained(command, world):

@@ -12,10 +12,11 @@ from compat import bert, cclm_weights, swin
 from compat.layout import to_theirs
 from dataset.batch import ImageTextBatch, MaskedText, TextBatch
 from models.model import Model
-from objectives.contrastive import Contrastive, OneToK, gathered_contrastive_losses, vicreg_statistics
+from objectives.contrastive import Contrastive, OneToK, gathered_contrastive_losses
 from objectives.masked_lm import masked_language_loss
 from objectives.matching import match_logits, match_loss, negative_weights
 from objectives.step import Step, positive_text_weights
+from objectives.vicreg import VICReg
 from tests.parity.runners.common import (
     GRADIENT_TOLERANCE,
     Case,
@@ -155,7 +156,9 @@ def pretrain(folder: Path) -> None:
         assert_loss(total, outputs["loss_total"], "loss_total")
     check_gradients(case, model, tree, total, "pretrain", "gradnorm_total/")
     check_hidden_states(case, step, positive)
-    for name, value in vicreg_statistics(step.images.embed, step.texts.embed, captions).items():
+    vicreg = VICReg(VICReg.Config())
+    terms = {f"loss_{name}": value for name, value in vicreg.terms(step).items()} | {"vicreg_25_25_1": vicreg(step)}
+    for name, value in terms.items():
         if name in outputs:
             assert_loss(value, outputs[name], name)
 
