@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dataset.inference import Inference
     from models.model import Model
     from tasks.task import Task
+    from utils.run_state import Progress
 
 log = logging.getLogger(__name__)
 Images = Sequence[Any]
@@ -260,6 +261,36 @@ def initialise(task: Task, config: Config, *, is_evaluation: bool) -> list[str]:
     if init.checkpoint_by_language and is_evaluation:
         task.evaluation.before_set = lambda language: load_weights_of(language, task, init)
     return notes
+
+
+def read_progress(config: Config) -> Progress | None:
+    """Optimizer state and position of the run that wrote `init.checkpoint`, as far as `init` keeps them; None if
+    neither, or if the run has checkpoints of its own.
+    """
+    from compat.weights import read_progress as read
+    from utils.checkpoint import read_weights
+    from utils.config import to_tree
+    from utils.remote import local_copy
+    from utils.run_state import Progress
+
+    init = config.init
+    wanted = {"optimizer's state": init.keeps_optimizer, "position": init.keeps_position}
+    if not init.checkpoint or not any(wanted.values()) or (Path(config.output_dir) / "checkpoints").is_dir():
+        return None
+    source = find_weights(local_copy(init.checkpoint))
+    try:
+        progress = read(read_weights(source), to_tree(config.model)) or Progress()
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    found = {"optimizer's state": bool(progress.moments), "position": progress.epoch is not None}
+    for part in (part for part in wanted if wanted[part] and not found[part]):
+        log.warning("%s tells no %s; the run begins with a fresh one", source, part)
+    return Progress(
+        moments={f"model.{name}": value for name, value in progress.moments.items()} if init.keeps_optimizer else {},
+        num_updates=progress.num_updates,
+        epoch=progress.epoch if init.keeps_position else None,
+        step=progress.step,
+    )
 
 
 def load_teacher(task: Task, config: Config) -> None:

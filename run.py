@@ -345,6 +345,7 @@ def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart
 
 def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluation: bool) -> dict[str, Any]:
     """The final metrics tree: of training, or of the test split alone."""
+    from rosetta import read_progress
     from trainer import Trainer
 
     if is_evaluation:
@@ -352,7 +353,7 @@ def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluat
     trainer = Trainer(
         config.train, task, config.optim, config.schedule, output_dir=config.output_dir, seed=config.seed, device=device
     )
-    return trainer.fit()
+    return trainer.fit(read_progress(config))
 
 
 def finish(output_dir: Path, metrics: dict[str, Any], seconds: float, remote: str | None) -> None:

@@ -26,7 +26,7 @@ from utils.logger import MetricsFile, TensorBoardSink, WandbSink, flat_numbers, 
 from utils.meters import Meter
 from utils.precision import LossScale, Precision, autocast, clip_divisor, gradient_norm, guarded_step
 from utils.random_state import seed_random_state
-from utils.run_state import RunState
+from utils.run_state import Progress, RunState
 from utils.wrapping import Wrap, gradient_exchange, whole_parameters, wrap_module
 
 log = logging.getLogger(__name__)
@@ -112,13 +112,16 @@ class Trainer:
         self.state = RunState(self)
         self.stop_signal = 0
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, progress: Progress | None = None) -> dict[str, Any]:
         """Train to the end, from the last checkpoint if there is one; the metrics of the test split and the time taken.
 
-        Leaves with status 75 after SIGTERM or SIGINT, when everything is saved.
+        progress: of another program's run, which a run without a checkpoint goes on from. Leaves with status 75 after
+        SIGTERM or SIGINT, when everything is saved.
         """
         seed_random_state(self.seed, 0, rank())
         log_bytes = self.state.resume()
+        if progress is not None:
+            self.state.adopt(progress)
         self.open_logs(log_bytes)
         previous = {kind: signal.signal(kind, self._note_signal) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:

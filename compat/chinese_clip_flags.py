@@ -159,6 +159,9 @@ def _optimizer(given: Mapping[str, Any], world: int, found: Translation) -> None
     if "beta1" in given or "beta2" in given:
         second = 0.999 if given.get("vision-model") == "RN50" else 0.98
         found.settings["optim.betas"] = [given.get("beta1", 0.9), given.get("beta2", second)]
+    if "resume" in given:
+        found.settings["init.keeps_optimizer"] = "reset-optimizer" not in given
+        found.settings["init.keeps_position"] = "reset-data-offset" not in given
     if "precision" in given:
         if given["precision"] not in PRECISIONS:
             raise ConfigError(f"command line: --precision must be one of {', '.join(PRECISIONS)}")
@@ -189,10 +192,6 @@ def _objectives(given: Mapping[str, Any], world: int, found: Translation) -> Non
 
 
 def _notices(given: Mapping[str, Any], found: Translation) -> None:
-    if "resume" in given and "reset-optimizer" not in given:
-        found.notices.append(
-            "--resume starts from the file's weights; a run of ours goes on by itself, optimizer and all"
-        )
     if "use-flash-attention" in given:
         found.notices.append("--use-flash-attention: the fastest attention of the machine is used in any case")
     if "skip-scheduler" in given:

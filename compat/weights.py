@@ -7,9 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from compat import bert, cclm_weights, chinese_clip_weights, r2d2_weights, swin, vit, zerovl_weights
+from compat import (
+    bert,
+    cclm_weights,
+    chinese_clip_training,
+    chinese_clip_weights,
+    r2d2_weights,
+    swin,
+    vit,
+    zerovl_weights,
+)
 from compat.layout import State, Translation
 from compat.parts import fit_parts
+from utils.run_state import Progress
 
 # Modules with recognise(state), released_config(state), from_checkpoint(state, model) and
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
@@ -116,6 +126,14 @@ def _tower(tower: State, image: dict[str, Any]) -> State:
     if image["name"] == "vit" and image.get("class_token", True):
         return vit.to_timm(tower, image)
     return {name: value for name, value in tower.items() if not name.startswith(_CLASSIFIERS)}
+
+
+def read_progress(content: Mapping[str, Any], model: dict[str, Any]) -> Progress | None:
+    """How far the original's run had come that wrote a file, for the model tree of a config; None where the file or
+    its system does not tell.
+    """
+    is_told = recognise(tensors_of(content)) == "chinese_clip"
+    return chinese_clip_training.read_progress(content, model) if is_told else None
 
 
 def image_tower(state: State, model: dict[str, Any]) -> Translation:

@@ -26,6 +26,9 @@ class InitConfig:
     """Where weights come from before the first step; everything not named starts fresh."""
 
     checkpoint: str = ""  # a checkpoint of ours, or a released file of an original system
+    # Of a file that an original's trainer wrote also the optimizer's moments, and its epoch and step.
+    keeps_optimizer: bool = False
+    keeps_position: bool = False
     checkpoint_by_language: str = ""  # evaluation: one for each language, {language} stands for its name
     text: str = ""  # folder of a BERT, RoBERTa or XLM-R model from Hugging Face
     image: str = ""  # file of a Swin or ViT, in the original or the timm layout

@@ -82,3 +82,70 @@ def test_a_frozen_tower_stays_as_it_is_with_its_statistics(project):
         if name.startswith(("model.image_encoder", "model.image_projection")):
             assert torch.equal(value, second[name]), name
     assert not torch.equal(first["model.temperature.log_scale"], second["model.temperature.log_scale"])
+
+
+def write_original(project, **content):
+    """A file of the original's trainer after two steps, of the tiny ViT."""
+    from torch.optim import AdamW
+
+    from compat.weights import to_original
+    from configs.schema import load_settings
+    from models.model import Model
+    from utils.config import to_tree
+
+    torch.manual_seed(0)
+    model = Model(load_settings(project / "vit_b_16.yaml").model)
+    state = to_original(model.state_dict(), to_tree(model.config), "chinese_clip")
+    groups = [[], []]
+    for name, value in state.items():
+        groups[not any(word in name for word in ("bn", "ln", "bias", "logit_scale"))].append(torch.nn.Parameter(value))
+    optimizer = AdamW([{"params": groups[0], "weight_decay": 0.0}, {"params": groups[1]}], lr=np.float64(1e-3))
+    for _ in range(2):
+        for parameter in sum(groups, []):
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    file = {"epoch": 1, "step": 2, "state_dict": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(file | {"optimizer": optimizer.state_dict()} | content, project / "original.pt")
+    return state
+
+
+RESUMED = "--resume {}/original.pt --max-epochs 2 --save-epoch-frequency 1"
+
+
+def test_the_original_s_training_file_is_gone_on_with_at_its_epoch_and_with_its_moments(project):
+    write_original(project)
+    lines, _ = train(project, "on", RESUMED.format(project))
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [3, 4] and steps[0]["lr"] == pytest.approx(5e-4)
+    state = torch.load((project / "on/checkpoints/last").resolve() / "training.pt", weights_only=True)
+    assert {int(each["step"]) for each in state["optimizer"]["state"].values()} == {4}
+    assert state["loader"] == {"seed": 123, "epoch": 2, "consumed": 0}
+
+
+def test_reset_begins_the_steps_and_the_moments_anew(project):
+    write_original(project)
+    lines, _ = train(project, "anew", RESUMED.format(project) + " --reset-data-offset --reset-optimizer")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
+    state = torch.load((project / "anew/checkpoints/last").resolve() / "training.pt", weights_only=True)
+    assert {int(each["step"]) for each in state["optimizer"]["state"].values()} == {4}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 15, "step": 0}, "has finished epoch 15, so nothing is left of this run's 4 steps"),
+        ({"optimizer": {"state": {}, "param_groups": [{"params": [0, 1]}]}}, "is of 2 parameters, the file's weights"),
+    ],
+)
+def test_a_file_that_cannot_be_gone_on_with_is_told(project, content, message, capsys):
+    write_original(project, **content)
+    data = f"--train-data {project}/train_texts.jsonl --config {project}/vit_b_16.yaml {COMMON} --logs {project}"
+    words = f"--task chinese_clip {data} --name told {RESUMED.format(project)} data.cache_dir="
+    assert run.main(words.split()) != 0 and message in capsys.readouterr().err
+
+
+def test_a_released_file_without_optimizer_starts_with_a_fresh_one(project, caplog):
+    write_original(project, optimizer=None)
+    lines, _ = train(project, "released", RESUMED.format(project) + " --reset-data-offset")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
+    assert "tells no optimizer's state" in caplog.text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from utils.checkpoint import (
     RANKS,
@@ -21,9 +23,21 @@ from utils.checkpoint import (
 )
 from utils.distributed import broadcast_object, gather_objects, is_main, rank, world_size
 from utils.random_state import capture_random_state, restore_random_state, seed_random_state
-from utils.wrapping import load_whole_optimizer, load_whole_weights, whole_state
+from utils.wrapping import load_moments, load_whole_optimizer, load_whole_weights, whole_state
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far another program had come: AdamW's moments by parameter and the number of updates behind them, finished
+    epochs and steps; what is not known is empty.
+    """
+
+    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    num_updates: int = 0
+    epoch: int | None = None
+    step: int = 0
 
 
 class RunState:
@@ -104,6 +118,44 @@ class RunState:
             if self.best_step == self.step:  # the run may have ended between the checkpoint and its name
                 self.folder.point("best", self.step)
         return training["log_bytes"]
+
+    def adopt(self, progress: Progress) -> None:
+        """Go on where another program stopped; a run that has a checkpoint of its own has resumed from that."""
+        if self.saved_step >= 0:
+            return
+        run = self.run
+        if progress.moments:
+            load_moments(run.task, run.optimizer, progress.moments, progress.num_updates)
+            run.num_updates.update(dict.fromkeys(progress.moments, progress.num_updates))
+        if progress.epoch is None:
+            return
+        start = self._start_of(progress)
+        if start >= run.total_steps:
+            raise ValueError(
+                f"init.keeps_position: the checkpoint has finished epoch {progress.epoch}, so nothing is left of this "
+                f"run's {run.total_steps} steps; begin at 0 (--reset-data-offset) or train longer"
+            )
+        batches = start * run.config.accumulate
+        epoch, within = divmod(batches, len(run.loader))
+        position = {"epoch": epoch, "consumed": within * run.loader.batch_size}
+        run.loader.load_state_dict(run.loader.state_dict() | position)
+        run.task.set_extra_state(torch.tensor(start))
+        self.step = start
+        if is_main():
+            log.info("continuing at step %d, epoch %d", start, epoch + 1)
+
+    def _start_of(self, progress: Progress) -> int:
+        """The step to go on at: the one named if it lies in the epoch named, else the end of this epoch."""
+        end = int(progress.epoch * self.run.steps_per_epoch + 1e-9)
+        if end - self.run.steps_per_epoch < progress.step <= end:
+            return progress.step
+        if is_main():
+            log.warning(
+                "the checkpoint's step %d is not in its epoch %d, which ends at step %d with these data and batches; "
+                "going on there",
+                *(progress.step, progress.epoch, end),
+            )
+        return end
 
     def _find(self) -> Path | None:
         """The checkpoint to go on from, chosen by the main process; all processes raise what it raises."""

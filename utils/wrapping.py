@@ -127,3 +127,21 @@ def load_whole_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[st
         raise ValueError("the checkpoint's parameter groups are not those of the settings; start over with --restart")
     # Rates and decays come from the configuration, moments from the checkpoint.
     optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_moments(module: nn.Module, optimizer: Optimizer, moments: dict[str, dict[str, Tensor]], count: int) -> None:
+    """Put AdamW's moments after `count` updates into the optimizer, by parameter; every trained one must have some."""
+    if isinstance(module, FSDPModule):
+        raise ValueError("moments of another program are for whole parameters; allowed for wrap: ddp, none")
+    state, names = {}, [name for group in optimizer.param_groups for name in group["param_names"]]
+    absent = [name for name in names if name not in moments]
+    if absent:
+        raise ValueError(
+            f"the checkpoint's optimizer has no state of {len(absent)} parameters: {', '.join(absent[:4])}"
+        )
+    for number, name in enumerate(names):
+        for kind, value in moments[name].items():
+            if value.shape != module.get_parameter(name).shape:
+                raise ValueError(f"{kind} of {name} is {list(value.shape)}, the parameter has another shape")
+        state[number] = {"step": torch.tensor(float(count)), **moments[name]}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
