@@ -8,9 +8,9 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compat import cclm, ccrk_flags, chinese_clip_flags, r2d2, zerovl
+from compat import cclm, ccrk_flags, chinese_clip_flags, r2d2, zerovl, zerovl_probe
 from compat.config_names import OUR_CONFIG, choose, original_default, our_defaults
-from compat.flags import Translation, split_fewshot, translate_run_flags
+from compat.flags import Translation, nested, split_fewshot, translate_run_flags
 from compat.processes import Processes
 from utils.config import ConfigError
 from utils.config_tree import Node, fill_placeholders, join, parse_override, plain, read_file, read_tree
@@ -93,7 +93,7 @@ def settle(arguments: Namespace, processes: Processes, default_config: Mapping[s
 
 def settle_tool(arguments: Namespace) -> Node:
     """The settings of a tool: its file, if one is named, under flags and key=value."""
-    tree = read_tree(arguments.config) if arguments.config else Node({}, COMMAND_LINE)
+    tree, words = _tool_file(arguments)
     given = {
         "output_dir": arguments.output_dir,
         "remote_output": arguments.remote_output,
@@ -104,7 +104,18 @@ def settle_tool(arguments: Namespace) -> Node:
         "texts": arguments.text,
     }
     flags = Translation({key: value for key, value in given.items() if value is not None})
-    return join(join(tree, flags.tree(COMMAND_LINE)), [parse_override(word) for word in arguments.settings])
+    return join(join(tree, flags.tree(COMMAND_LINE)), [parse_override(word) for word in words])
+
+
+def _tool_file(arguments: Namespace) -> tuple[Node, list[str]]:
+    """The settings of a tool's file, and the key=value words over it; ZeroVL's linear probe has settings of its own."""
+    if arguments.task == zerovl_probe.TASK:
+        own, theirs = zerovl_probe.split_words(arguments.settings)
+        original = zerovl_probe.original_file(arguments.config)
+        if original is not None:
+            return nested(zerovl_probe.settings_of(original, theirs), original.place), own
+    tree = read_tree(arguments.config) if arguments.config else Node({}, COMMAND_LINE)
+    return tree, arguments.settings
 
 
 def split_settings(arguments: Namespace, names: Set[str]) -> tuple[Namespace, Namespace]:

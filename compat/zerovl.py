@@ -74,6 +74,8 @@ def settings_of(original: dict[str, Any], place: str, notices: list[str]) -> dic
     """Our settings by dotted key for a resolved configuration."""
     if original["model"]["name"] != "clip":
         raise ConfigError(f"{place}: model.name '{original['model']['name']}' is not the dual encoder 'clip'")
+    if original["epoch"] is None:
+        raise ConfigError(f"{place}: 'epoch' is not set, and the original has no default for it")
     settings = {
         **_model(original["model"], original["transforms"], place),
         **_objective(original["loss"], place),
@@ -84,7 +86,7 @@ def settings_of(original: dict[str, Any], place: str, notices: list[str]) -> dic
     if original["optim"]["param_group_rules"]:
         tree = {name: settings[f"model.{name}"] for name in ("text_encoder", "projection_form", "temperature")}
         settings["optim.rules"] = group_rules(original["optim"]["param_group_rules"], tree, place)
-    if original["data"]["train_steps"] > 0:
+    if (original["data"]["train_steps"] or 0) > 0:
         settings["train.max_steps"] = original["data"]["train_steps"] * original["epoch"]
     if original["runner"]["stable_random"] != "step" and settings["train.accumulate_decoupled"]:
         notices.append("runner.stable_random: both passes draw the same random numbers here, whatever it says")
@@ -180,14 +182,15 @@ def _data(original: dict[str, Any]) -> dict[str, Any]:
         "data.test": valid,
         "data.batch_size": part if is_decoupled else batch,
         "data.num_workers": data["num_workers"],
-        "data.train_transform": _steps(transforms, "train_transforms"),
-        "data.test_transform": _steps(transforms, "valid_transforms"),
+        "data.train_transform": image_steps(transforms, "train_transforms"),
+        "data.test_transform": image_steps(transforms, "valid_transforms"),
         "train.accumulate": batch // part if is_decoupled else 1,
         "train.accumulate_decoupled": is_decoupled,
     }
 
 
-def _steps(transforms: dict[str, Any], key: str) -> dict[str, Any]:
+def image_steps(transforms: dict[str, Any], key: str) -> dict[str, Any]:
+    """Our steps for `train_transforms` or `valid_transforms`."""
     names = transforms[key]
     found = {"name": "steps", "steps": names}
     for name, setting in (("resize", "resize"), ("resize_bicubic", "resize"), ("center_crop", "crop"),

@@ -16,13 +16,12 @@ COMMAND_LINE = "command line"
 OPEN = {"optim.param", "optim.lr.param", "optim.grad_clip", "optim.param_group_rules", "dist.param"}
 
 CLIP: dict[str, Any] = {
-    "epoch": 20,
+    "epoch": None,
     "seed": None,
     "mae_seed": False,
     "inference": False,
-    "runner": {"name": "clip", "val_interval": 1, "val_interval_steps": -1, "log_interval": 1, "stable_random": "step"},
-    "dist": {"name": "torch", "enable_adasum": False, "enable_adascale": False, "fp16": True,
-             "param": {"opt_level": "O1"}},
+    "runner": {"name": "clip", "val_interval": 1, "val_interval_steps": -1, "log_interval": 1, "stable_random": "none"},
+    "dist": {"name": "torch", "enable_adasum": False, "enable_adascale": False, "fp16": True, "param": {}},
     "model": {
         "name": "clip",
         "pretrain_prefix_change_list": [],
@@ -39,30 +38,30 @@ CLIP: dict[str, Any] = {
         "pool": {"name": "identity"},
     },
     "data": {
-        "name": "local", "batch_size": 1024, "batch_size_val": 1024, "train_steps": -1, "val_steps": None,
-        "exp_name": "your_exp_name", "train_type": "shuffle", "train_name": ["sbu", "cc3m"],
-        "valid_name": ["f30k", "coco"], "data_path": "./data/", "batch_size_train": 128, "num_workers": 2,
-        "enable_valid": True, "single_eval": False, "cuda_eval": True,
+        "name": "parquet", "batch_size": 128, "batch_size_val": 256, "train_steps": None, "val_steps": None,
+        "exp_name": "test", "train_type": "sequential", "train_name": ["cc"],
+        "valid_name": ["f30k", "coco"], "data_path": "./data/", "batch_size_train": 128, "num_workers": 8,
+        "enable_valid": True, "single_eval": True, "cuda_eval": True,
     },
     "optim": {
         "name": "torch.optim.AdamW",
-        "param": {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.001},
+        "param": {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.1},
         "param_group_rules": {},
         "grad_clip": {},
-        "lr": {"name": "cosine_schedule_with_warmup_min_lr_scale", "init": 0.0001, "warmup_proportion": 0.025,
-               "warmup_epoch": None, "param": {"num_cycles": 0.5, "min_lr_scale": 0.1}},
+        "lr": {"name": "cosine_schedule_with_warmup", "init": 0.0001, "warmup_proportion": 0.025,
+               "warmup_epoch": None, "param": {"num_cycles": 0.5}},
     },
     "ckpt": {"dir": "./output", "step_interval": 2000, "filename": "step_checkpoint.pth", "external_resume": None,
              "auto_resume": True, "soft_resume": False, "only_load_image_encoder": False,
              "only_load_text_encoder": False},
-    "log": {"interval_train": 10, "interval_val": 1},
+    "log": {"interval_train": 1, "interval_val": 1},
     "wandb": {"enable": False, "project": "your_proj", "entity": "your_entity",
               "train_record_keys": ["loss", "i2t_acc", "t2i_acc", "lr"]},
     "transforms": {
         "input_size": 224,
-        "train_transforms": ["random_resize_crop", "autoaug"],
-        "valid_transforms": ["resize", "center_crop"],
-        "resize": {"size": 256},
+        "train_transforms": ["resize"],
+        "valid_transforms": ["resize"],
+        "resize": {"size": 224},
         "resize_bicubic": {"size": 224},
         "normalize": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         "random_crop": {"size": 224},
@@ -76,37 +75,94 @@ CLIP: dict[str, Any] = {
     },
     "loss": {
         "name": "NCE", "global_reduce": True, "group_size": -1, "smoothing": 0.0, "extra_losses": [],
-        "nce_loss": {"gather_backward": True}, "mixup": {"beta": 0.1},
+        "nce_loss": {"gather_backward": False}, "mixup": {"beta": 0.1},
         "temperature": {"name": "constant", "value": 0.02}, "triplet_loss": {"reduce_mode": "max", "margin": 0.2},
     },
 }  # fmt: skip
 
-_PLAIN_NAME = (
-    "batch_shuffle.autoaug.minlr0.1.gather_backward.no_ga.t0.02.4m.local.bs1024.val_step_1000.const_temp.no_mixup"
-)
-_PLAIN = {"runner": {"val_interval_steps": 100}, "data": {"exp_name": _PLAIN_NAME}}
-_HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
-# What the published files say beside the defaults.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "zerovl.yaml": _PLAIN,
-    "zerovl_dga.yaml": {
-        "runner": {"name": "clip_bsgs"},
-        "data": {"batch_size": 16384, "batch_size_train": 1024, "train_type": "debias"},
-        "loss": {"name": "MixUpNCE"},
-    },
-    "zerovl_14m_eval.yaml": {
-        **_PLAIN, "data": {"exp_name": "eval_14m"}, "loss": {"temperature": {"name": "parameter"}},
-    },
-    "zerovl_100m_eval.yaml": {
-        **_PLAIN, "data": {"exp_name": "eval_100m"}, "loss": {"temperature": {"name": "parameter"}},
-        "transforms": {"normalize": _HALF},
+# Both tasks of the original: the dual encoder, and the linear probe of its image tower.
+DEFAULTS = {
+    "clip": CLIP,
+    "linear_prob": {
+        **CLIP,
+        "model": {key: value for key, value in CLIP["model"].items() if key != "projection"}
+        | {"classifier": {"num_classes": 512}},
+        "data": CLIP["data"] | {"train_name": ["imagenet1k"], "valid_name": ["imagenet1k"]},
+        "wandb": {"enable": False, "project": "f30k", "entity": "zeromml",
+                  "train_record_keys": ["loss", "lr", "train_acc1", "train_acc5"]},
     },
 }  # fmt: skip
 
+_COMMON = {
+    "dist": {"param": {"opt_level": "O1"}},
+    "data": {"train_steps": -1, "num_workers": 2, "single_eval": False},
+    "log": {"interval_train": 10},
+    "transforms": {"train_transforms": ["random_resize_crop", "autoaug"],
+                   "valid_transforms": ["resize", "center_crop"], "resize": {"size": 256}},
+}  # fmt: skip
+_TRAINING = {
+    **_COMMON,
+    "epoch": 20,
+    "runner": {"stable_random": "step"},
+    "data": {**_COMMON["data"], "name": "local", "batch_size": 1024, "batch_size_val": 1024, "train_type": "shuffle",
+             "train_name": ["sbu", "cc3m"]},
+    "optim": {
+        "param": {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.001},
+        "lr": {"name": "cosine_schedule_with_warmup_min_lr_scale", "param": {"num_cycles": 0.5, "min_lr_scale": 0.1}},
+    },
+    "loss": {"nce_loss": {"gather_backward": True}},
+}  # fmt: skip
+_PLAIN_NAME = (
+    "batch_shuffle.autoaug.minlr0.1.gather_backward.no_ga.t0.02.4m.local.bs1024.val_step_1000.const_temp.no_mixup"
+)
+_HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
-def resolve(file: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The original's whole configuration: defaults under a file's content under `key.sub=value` words."""
-    tree = copy.deepcopy(CLIP)
+
+def _joined(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Later trees over earlier ones, section by section."""
+    found: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            old = found.get(key)
+            found[key] = _joined(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return found
+
+
+_PLAIN = _joined(_TRAINING, {"runner": {"val_interval_steps": 100}, "data": {"exp_name": _PLAIN_NAME}})
+_LEARNED = {"loss": {"temperature": {"name": "parameter"}}}
+# What the published files say, where they differ from the defaults.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "zerovl.yaml": _PLAIN,
+    "zerovl_dga.yaml": _joined(_TRAINING, {
+        "runner": {"name": "clip_bsgs"},
+        "data": {"batch_size": 16384, "batch_size_train": 1024, "train_type": "debias", "exp_name": "your_exp_name"},
+        "loss": {"name": "MixUpNCE"},
+    }),
+    "zerovl_14m_eval.yaml": _joined(_PLAIN, _LEARNED, {"data": {"exp_name": "eval_14m"}}),
+    "zerovl_100m_eval.yaml": _joined(
+        _PLAIN, _LEARNED, {"data": {"exp_name": "eval_100m"}, "transforms": {"normalize": _HALF}}
+    ),
+    "imagenet.yaml": _joined(_COMMON, {
+        "epoch": 90,
+        "runner": {"name": "linear_prob", "val_interval": 2},
+        "model": {"name": "linear_prob", "image_encoder": {"pretrained": False, "trainable": False},
+                  "classifier": {"num_classes": 1000}},
+        "data": {"name": "imagenet_local", "batch_size": 16384, "batch_size_val": 16384,
+                 "exp_name": "imagenet.linear_prob.zerovl_100m_pretrained",
+                 "data_path": "./data/ILSVRC/Data/CLS-LOC/"},
+        "optim": {"name": "LARS", "param": {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0},
+                  "lr": {"init": 6.4, "warmup_proportion": 0.1111}},
+        "ckpt": {"external_resume": "./ckpts/zerovl_100m.pth", "only_load_image_encoder": True},
+        "wandb": {"project": "zerovl"},
+        "transforms": {"random_resize_crop": {"scale": [0.08, 1.0]}, "normalize": _HALF},
+        "loss": {"name": "CrossEntropy"},
+    }),
+}  # fmt: skip
+
+
+def resolve(file: dict[str, Any], overrides: Sequence[str] = (), task: str = "clip") -> dict[str, Any]:
+    """The original's whole configuration: a task's defaults under a file's content under `key.sub=value` words."""
+    tree = copy.deepcopy(DEFAULTS[task])
     _merge(tree, file, "")
     for word in overrides:
         _override(tree, word)
@@ -117,9 +173,9 @@ def resolve(file: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, An
     return tree
 
 
-def knows(key: str) -> bool:
+def knows(key: str, task: str = "clip") -> bool:
     """Whether the original has a setting of this name."""
-    tree: Any = CLIP
+    tree: Any = DEFAULTS[task]
     parts = key.split(".")
     for place, part in enumerate(parts):
         if ".".join(parts[:place]) in OPEN:

@@ -42,12 +42,15 @@ def global_tokens(model: Any, images: Tensor) -> Tensor:
 
 
 class Probe:
-    """The classifier with its optimizer: LARS without decay, warm-up and half a cosine down to 0."""
+    """The classifier with its optimizer: LARS, warm-up and half a cosine down to 0."""
 
-    def __init__(self, classifier: nn.Linear, lr: float, warmup: float, total_steps: int) -> None:
+    def __init__(
+        self, classifier: nn.Linear, lr: float, warmup: float, total_steps: int, *, cycles: float = 0.5, **lars: float
+    ) -> None:
+        """cycles: waves of the cosine; lars: further settings of the optimizer."""
         self.classifier, self.lr, self.total_steps, self.num_steps = classifier, lr, total_steps, 0
-        self.schedule = ScheduleConfig(name="cosine", warmup=warmup)
-        self.optimizer = Lars(classifier.parameters(), lr=lr, momentum=MOMENTUM)
+        self.schedule = ScheduleConfig(name="cosine", warmup=warmup, cycles=cycles)
+        self.optimizer = Lars(classifier.parameters(), lr=lr, **{"momentum": MOMENTUM} | lars)
 
     def step(self, vectors: Tensor, labels: Tensor, num_global: int) -> Tensor:
         """The loss () of this rank's part of a batch, before one update from the batch of all ranks.
@@ -90,11 +93,17 @@ class LinearProbe(Tool):
         train_transform: Annotated[Any, TRANSFORMS] = field(
             default_factory=lambda: ImageSteps.Config(steps=["random_resize_crop", "autoaug"], scale=[0.08, 1.0])
         )
+        val_transform: Annotated[Any, TRANSFORMS] = None  # none: the one that the model's run tests with
+        mean: list[float] = field(default_factory=list)  # of the pixels, three shares of white; none: the model's own
+        std: list[float] = field(default_factory=list)
         epochs: int = 90
         batch_size: int = 16384  # over all processes
         encode_batch_size: int = 256
         lr: float = 6.4
         warmup: float = 0.1111  # share of all steps
+        cycles: float = 0.5  # waves of the cosine
+        momentum: float = MOMENTUM
+        weight_decay: float = 0.0
         evaluate_every_epochs: int = 2
         precision: AnyPrecision = "fp32"
         num_workers: int = 0
@@ -107,6 +116,10 @@ class LinearProbe(Tool):
                     raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
             if self.lr <= 0 or not 0 <= self.warmup <= 1 or self.num_workers < 0:
                 raise ValueError("lr must be above 0, warmup a share in 0 ... 1, num_workers not negative")
+            if {len(self.mean), len(self.std)} not in ({0}, {3}) or min(self.std, default=1) <= 0:
+                raise ValueError(f"mean and std need three numbers each, std above 0; found {self.mean}, {self.std}")
+            if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.cycles <= 0:
+                raise ValueError("momentum must be in 0 ... 1, weight_decay not negative, cycles above 0")
 
     def run(self) -> dict[str, Any]:
         """Top-1 and top-5 on the validation pictures, in percent."""
@@ -120,11 +133,14 @@ class LinearProbe(Tool):
         self.device = distributed.device_for_rank()
         self.loaded = self.load(config.checkpoint, config.model_config or None, device=str(self.device))
         self.loaded.model.requires_grad_(False)
+        tower = self.loaded.model.image_encoder
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            if values:
+                setattr(tower, name, tower.mean.new_tensor(values)[:, None, None] * 255)
         self.weights = digest_of_weights(self.loaded.model.image_encoder.state_dict())
-        size = self.loaded.config.model.image_encoder.image_size
-        transform = TRANSFORMS.load(config.train_transform.name)(config.train_transform, size)
+        transform, val_transform = self._transforms()
         kept = None if draws(transform, train) else self._all_vectors(train, transform, "train")
-        val_vectors = self._all_vectors(val, self.loaded.inputs.transform, "val")
+        val_vectors = self._all_vectors(val, val_transform, "val")
         val_labels = torch.tensor(val.labels)
         batch_size = min(config.batch_size, len(train))
         probe = self._new_probe(train, len(train) // batch_size)
@@ -145,10 +161,21 @@ class LinearProbe(Tool):
         """Both numbers in a line."""
         return f"val acc1 {result['val']['acc1']:.2f}, acc5 {result['val']['acc5']:.2f}\n"
 
+    def _transforms(self) -> tuple[Any, Any]:
+        """For training and for validation."""
+        size = self.loaded.config.model.image_encoder.image_size
+        found = [
+            None if section is None else TRANSFORMS.load(section.name)(section, size)
+            for section in (self.config.train_transform, self.config.val_transform)
+        ]
+        return found[0], found[1] or self.loaded.inputs.transform
+
     def _new_probe(self, train: ClassFolder, steps_per_epoch: int) -> Probe:
         torch.manual_seed(self.config.seed)  # the same first weights on every rank
         classifier = nn.Linear(self.loaded.model.image_encoder.width, train.num_classes).to(self.device)
-        return Probe(classifier, self.config.lr, self.config.warmup, steps_per_epoch * self.config.epochs)
+        config, options = self.config, ("cycles", "momentum", "weight_decay")
+        chosen = {name: getattr(config, name) for name in options}
+        return Probe(classifier, config.lr, config.warmup, steps_per_epoch * config.epochs, **chosen)
 
     def _epoch(
         self,
@@ -191,7 +218,8 @@ class LinearProbe(Tool):
     def _all_vectors(self, images: ClassFolder, transform: Any, split: str) -> np.ndarray:
         """Vectors (M, D) of all pictures, from the disk where this very set was encoded before."""
         settings = asdict(transform.config) if hasattr(transform, "config") else {}
-        key = json.dumps([self.weights, self.config.precision, transform.image_size, settings, images.stamps()])
+        pixels = [self.config.precision, transform.image_size, self.config.mean, self.config.std]
+        key = json.dumps([self.weights, *pixels, settings, images.stamps()])
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         place = Path(self.config.output_dir) / f"{split}-{digest}.npy"
         if not distributed.all_agree(place.is_file()):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compat.command import settle
+from compat.command import place_output, settle, settle_tool
 from compat.command_line import parse
 from compat.processes import Processes
 from compat.zerovl_defaults import PUBLISHED
@@ -13,11 +13,14 @@ from compat.zerovl_rules import our_match
 from compat.zerovl_weights import entries
 from configs.schema import Config
 from tasks import DEFAULT_CONFIG
+from tasks.linear_probe import LinearProbe
 from utils.config import ConfigError, build
 
 ROOT = Path(__file__).resolve().parents[2]
+CLIP_FILES = [name for name in PUBLISHED if name != "imagenet.yaml"]
 YAML = """\
 runner: {name: clip_bsgs}
+epoch: 3
 data:
   batch_size: 64
   batch_size_train: 16
@@ -41,7 +44,7 @@ def config_of(*words: str, notices: list | None = None) -> Config:
     return build(Config, plan.tree)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CLIP_FILES)
 def test_published_file_that_is_absent_says_what_ours_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     theirs = config_of("--cfg", f"./configs/clip/{name}", "--output_dir", "x")
@@ -57,7 +60,46 @@ def test_a_users_file_is_read_with_its_tuple_tag(tmp_path):
     assert config.data.train.files == {"toy": [f"{tmp_path}/toy/train_anno.csv"]}
     assert config.optim.rules[0].weight_decay == 0 and config.optim.betas == [0.9, 0.98]
     assert config.init.checkpoint == "old.pth" and config.init.only == ["image_encoder", "image_projection"]
-    assert config.objectives["mixup"].objective.name == "nce"
+    inner = config.objectives["mixup"].objective
+    assert (inner.name, inner.gather) == ("nce", "constant")  # the original's defaults, not those of its files
+    assert config.schedule.floor == 0 and config.data.train_transform.steps == ["resize"]
+
+
+def test_a_file_without_epochs_is_told(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((YAML % tmp_path).replace("epoch: 3\n", ""))
+    with pytest.raises(ConfigError, match="'epoch' is not set, and the original has no default"):
+        config_of("--cfg", str(path))
+
+
+def probe_of(*words: str) -> LinearProbe.Config:
+    arguments = parse(["--task=linear_prob", *words])
+    arguments.remote_output = place_output(arguments)
+    return build(LinearProbe.Config, settle_tool(arguments))
+
+
+def test_the_published_probe_is_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["ckpt.external_resume=z.pth", "data.data_path=imagenet", "epoch=9", "optim.param.momentum=0.8"]
+    theirs = probe_of("--cfg=configs/linear_prob/imagenet.yaml", *words, "encode_batch_size=8", "--output_dir", "x")
+    ours = probe_of("data=imagenet", "--checkpoint", "z.pth", "--output_dir", "x", "epochs=9", "momentum=0.8",
+                    "encode_batch_size=8", "mean=[0.5, 0.5, 0.5]", "std=[0.5, 0.5, 0.5]", "precision=fp16",
+                    "num_workers=2", "val_transform={name: steps, crop: 224}")  # fmt: skip
+    assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.name=SGD", "optim.name must be 'LARS' for --task linear_prob, found 'SGD'"),
+        ("ckpt.external_resume=None", "'ckpt.external_resume' are needed"),
+        ("model.projection.dim=3", "unknown key 'model'"),
+    ],
+)
+def test_a_probe_that_is_not_ours_is_told(word, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        probe_of("--cfg=configs/linear_prob/imagenet.yaml", word)
 
 
 def test_overrides_in_the_originals_keys_reach_our_file(tmp_path):
