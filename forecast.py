@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from tempfile import TemporaryDirectory
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -236,7 +237,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.1f} s"
 
 
-def told_by_main(config: Config, device: torch.device) -> str:
-    """The forecast as text; all processes take part, the main one has something to say."""
+def told_by_main(config: Config, device: torch.device, *, mark: str = "") -> str:
+    """The forecast as text, each line behind the mark; all processes take part, the main one has something to say."""
     found = forecast(config, device)
-    return f"processes   {world_size()}\n{found}" if is_main() else ""
+    return indent(f"processes   {world_size()}\n{found}", mark) if is_main() else ""

@@ -81,8 +81,9 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
         if arguments.task in TOOLS:
             return run_tool(arguments, argv)
         plan, config = settle_command(arguments)
-        if arguments.dry_run:
+        if arguments.dry_run and not is_worker():
             print(to_yaml(config), end="")
+        if arguments.dry_run and not arguments.forecast:
             return 0
         if not arguments.forecast:
             from tasks.prepare import prepare
@@ -97,7 +98,7 @@ def do(arguments: argparse.Namespace, argv: list[str]) -> int:
             from forecast import told_by_main
 
             with process_group(config.seed) as device:
-                print(told_by_main(config, device), end="")
+                print(told_by_main(config, device, mark="# " if arguments.dry_run else ""), end="")
             return 0
         return execute(config, plan.actions, arguments, argv)
     except (ConfigError, FileNotFoundError) as error:

@@ -12,6 +12,7 @@ from tests.tasks.test_large_batch import settings, write_sets
 from utils.config import build, dump_yaml
 
 CPU = torch.device("cpu")
+LINES = ["processes", "parameters", "FLOPs", "memory", "step", "epoch", "run"]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,11 @@ def test_the_command_prints_it_and_writes_nothing(data, tmp_path, capsys):
     words = ["--task", "clip", "--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "out")]
     assert run.main([*words, "--forecast"]) == 0
     told = capsys.readouterr().out
-    names = re.findall(r"^(\w+) ", told, flags=re.MULTILINE)
-    assert names == ["processes", "parameters", "FLOPs", "memory", "step", "epoch", "run"]
+    assert re.findall(r"^(\w+) ", told, flags=re.MULTILINE) == LINES
     assert not (tmp_path / "out").exists()
+    assert run.main([*words, "--dry_run", "--forecast"]) == 0  # a configuration with the forecast in its comments
+    told = capsys.readouterr().out
+    assert re.findall(r"^# (\w+) ", told, flags=re.MULTILINE) == LINES and told.startswith("task: clip")
 
 
 def test_numbers_are_readable():
