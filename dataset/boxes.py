@@ -37,26 +37,22 @@ def _span(start: float, length: float, patch: float, grid: int) -> slice:
     return slice(first, min(max(math.ceil((start + length) / patch), first + 1), grid))
 
 
-def read_box(value: Any, height: int, width: int) -> Box:
-    """What the picture holds of a record's box [x, y, width, height], in whole pixels; BadRecord if that is nothing.
-
-    Annotations often end a pixel beyond the border.
-    """
+def read_box(value: Any) -> Box:
+    """A record's box [x, y, width, height] in whole pixels, which may leave the picture; BadRecord if it is none."""
     numbers = value if isinstance(value, list) and len(value) == 4 else [None]
     if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise BadRecord("broken box", f"found {str(value)[:60]}; allowed: [x, y, width, height] in pixels")
     x, y, w, h = (int(number) for number in numbers)
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    if left >= right or top >= bottom:
-        raise BadRecord("box outside the image", f"found {value}; the image has {width} x {height} pixels")
-    return Box(top, left, bottom - top, right - left)
+    return Box(y, x, h, w)
 
 
 def draw_crop_around(box: Box, height: int, width: int, generator: np.random.Generator) -> Box:
-    """A random part of a picture that holds the whole box; each side of it is uniform between box and border."""
-    left, top = (int(generator.integers(0, start, endpoint=True)) for start in (box.left, box.top))
-    right = int(generator.integers(box.left + box.width, width, endpoint=True))
-    bottom = int(generator.integers(box.top + box.height, height, endpoint=True))
+    """A random part of a picture that holds all that it has of a box; each side of it is uniform between box and
+    border.
+    """
+    left, top = (int(generator.integers(0, max(start, 0), endpoint=True)) for start in (box.left, box.top))
+    right = int(generator.integers(min(box.left + box.width, width), width, endpoint=True))
+    bottom = int(generator.integers(min(box.top + box.height, height), height, endpoint=True))
     return Box(top, left, bottom - top, right - left)
 
 
@@ -65,7 +61,8 @@ def visible_part(box: Box, crop: Box) -> tuple[Box, float]:
     left, top = max(box.left, crop.left), max(box.top, crop.top)
     width = max(min(box.left + box.width, crop.left + crop.width) - left, 0)
     height = max(min(box.top + box.height, crop.top + crop.height) - top, 0)
-    return Box(top - crop.top, left - crop.left, height, width), width * height / (box.width * box.height)
+    share = width * height / (box.width * box.height) if min(box.width, box.height) > 0 else 0.0
+    return Box(top - crop.top, left - crop.left, height, width), share
 
 
 def place(part: Box, crop: Box, size: int, *, is_flipped: bool) -> Placed:

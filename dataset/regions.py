@@ -126,8 +126,7 @@ class RegionImages(RecordDataset):
         record = self.records.read(index)
         value = find_image(record, self.config.image_key)
         encoded = open_image(read_image(value, self.config.image_root, self.preprocessing.files))
-        elements = read_elements(record)
-        boxes = [read_box(element["bb"], encoded.height, encoded.width) for element in elements]
+        elements, boxes = self.elements_in(record, encoded.height, encoded.width)
         crop = draw_crop_around(boxes[int(generator.integers(len(boxes)))], encoded.height, encoded.width, generator)
         order = generator.permutation(len(boxes)).tolist()
         rows = self.rows_in(record, elements, boxes, crop, order, generator)
@@ -136,6 +135,19 @@ class RegionImages(RecordDataset):
             image=self._picture(crop_and_resize(encoded, crop, self.size), is_flipped, generator),
             rows=self.finish_rows(rows, crop, is_flipped, stable_id(image_key(value)), generator),
         )
+
+    def elements_in(self, record: dict[str, Any], height: int, width: int) -> tuple[list[dict[str, Any]], list[Box]]:
+        """The elements of which enough lies in the picture, with their boxes; BadRecord if there is none.
+
+        Annotations often end a pixel beyond the border. The original leaves out a record when it draws such a box.
+        """
+        elements, picture = read_elements(record), Box(0, 0, height, width)
+        boxes = [read_box(element["bb"]) for element in elements]
+        kept = [k for k, box in enumerate(boxes) if visible_part(box, picture)[1] > self.config.min_share_in_image]
+        if not kept:
+            found = f"found {elements[0]['bb']}; the image has {width} x {height} pixels"
+            raise BadRecord("box outside the image", found)
+        return [elements[k] for k in kept], [boxes[k] for k in kept]
 
     def rows_in(
         self,
@@ -229,7 +241,7 @@ class RegionImages(RecordDataset):
             image_id=image_key(value),
             needed="any",
             clean=self.preprocessing.clean,
-            check_size=lambda height, width: [read_box(element["bb"], height, width) for element in elements],
+            check_size=lambda height, width: self.elements_in(record, height, width),
         )
 
     def _phrase(self, element: dict[str, Any], generator: np.random.Generator) -> Phrase:

@@ -168,7 +168,7 @@ def test_text_longer_than_the_encoder_is_told_by_stream(data):
 def test_a_broken_region_ends_the_run_with_its_line(data, tmp_path, capsys):
     settings = stream_settings(data, epochs=1)
     line = json.loads((data / "regions.data").read_text().splitlines()[0])
-    line["elems"][0]["bb"] = [40, 0, 20, 40]
+    line["elems"] = [line["elems"][0] | {"bb": [40, 0, 20, 40]}]
     (tmp_path / "bad.data").write_text((json.dumps(line) + "\n") * 8)
     settings["streams"]["regions"]["train"]["files"] = [str(tmp_path / "bad.data")]
     dump_yaml(settings, tmp_path / "c.yaml")

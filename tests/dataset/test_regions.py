@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataset.boxes import draw_crop_around, place, read_box, visible_part
+from dataset.boxes import draw_crop_around, place, visible_part
 from dataset.directions import Directions
 from dataset.files import BadRecord
 from dataset.loader import Loader
@@ -59,21 +59,41 @@ def test_a_mirrored_box_lies_on_the_other_side():
     [
         ([24, 3, 5, 6], "box outside the image"),
         ([-5, 3, 5, 6], "box outside the image"),
+        ([-3, 3, 6, 6], "box outside the image"),
         ([2, 3, 0.4, 6], "box outside the image"),
+        ([2, 3, -1, -1], "box outside the image"),
         ([2, 3, 5], "broken box"),
         (["2", 3, 5, 6], "broken box"),
         ([2, 3, float("nan"), 6], "broken box"),
         (None, "broken box"),
     ],
 )
-def test_a_wrong_box_says_why(box, reason):
+def test_a_wrong_box_says_why(tmp_path, box, reason):
+    dataset = open_dataset(tmp_path, [record(elems=[{"bb": box, "caption": {"en": "mug"}}])])
     with pytest.raises(BadRecord) as error:
-        read_box(box, 18, 24)
+        sample(dataset)
     assert error.value.reason == reason
 
 
-def test_a_box_ends_at_the_border():
-    assert read_box([20, -2, 5, 6], 18, 24) == Box(top=0, left=20, height=4, width=4)
+def test_an_element_outside_of_the_picture_is_left_out_and_the_others_stay(tmp_path):
+    outside = {"bb": [30, 3, 5, 6], "caption": {"en": "nowhere"}}
+    dataset = open_dataset(tmp_path, [record(elems=[outside, *record()["elems"]])], languages=["en"])
+    texts = {tuple(row.tokens) for seed in range(20) for row in sample(dataset, seed=seed).rows}
+    assert texts == {tuple(words("shiny red mug")), tuple(words("plate"))}
+
+
+def test_a_box_is_cut_at_the_border_and_its_share_counts_what_lies_beyond(tmp_path):
+    # 4 of 6 columns are in the picture; in a crop that holds them the box has two thirds of itself.
+    element = {"bb": [20, 2, 6, 8], "caption": {"en": "mug"}}
+    for smallest, is_kept in ((0.6, True), (0.7, False)):
+        dataset = open_dataset(tmp_path, [record(elems=[element])], min_share_in_image=smallest, flip_prob=0)
+        if not is_kept:
+            with pytest.raises(BadRecord, match="box outside the image; found .20, 2, 6, 8.; the image has 24 x 18"):
+                sample(dataset)
+            continue
+        for seed in range(9):
+            x, _, width, _ = sample(dataset, seed=seed).rows[0].target
+            assert x + width / 2 == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from dataset.augment import GREY, WARPS
-from dataset.boxes import Placed
+from dataset.boxes import Placed, read_box
 from dataset.regions import RegionImages
 from dataset.samples import Preprocessing
 from dataset.text import SkipgramMasker, clean_caption, clean_question
@@ -119,9 +119,7 @@ def check_region_rows(entry: dict[str, Any], size: int, patch: int, case: Path, 
     dataset = RegionImages(settings, preprocessing)
     left, top, right, bottom = given["crop_xyxy"]
     crop, generator = Box(top, left, bottom - top, right - left), np.random.default_rng(0)
-    # The original looks at the borders of the drawn element only; ours refuses records with others outside.
-    numbers = [[int(number) for number in element["bb"]] for element in given["elems"]]
-    boxes = [Box(top=y, left=x, height=h, width=w) for x, y, w, h in numbers]
+    boxes = [read_box(element["bb"]) for element in given["elems"]]
     order = range(len(boxes))
     rows = dataset.rows_in(given, given["elems"], boxes, crop, order, generator)
     assert [clean_caption(row.phrase.text, 40) for row in rows] == expected["captions"], number
