@@ -65,7 +65,7 @@ class Rosetta:
 
         self._require_common_space()
         with torch.inference_mode():
-            return self._encode_image(images).embed
+            return self.model.embed_image(self._inputs.images(images).to(self._device))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (T, E)."""

@@ -33,7 +33,7 @@ class ClipFace(nn.Module):
     def encode_image(self, image: Tensor, mask_ratio: float = 0) -> Tensor:
         """(M, E) of normalised pixels (M, 3, S, S); mask_ratio: of the patches, left out at random (FLIP)."""
         with self._masked(mask_ratio):
-            return self.model.project_image(self.model.image_encoder(image.to(self.dtype)))
+            return self.model.project_image(self.model.image_encoder.first_token(image.to(self.dtype)))
 
     def encode_text(self, text: Tensor) -> Tensor:
         """(T, E) of ids (T, L) padded with 0; a text of padding alone is read as a text of L pads."""

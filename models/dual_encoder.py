@@ -81,6 +81,10 @@ class DualEncoder(nn.Module):
         tokens = self.image_encoder(images)
         return ImageState(tokens, self._embed_image(tokens))
 
+    def embed_image(self, images: Tensor) -> Tensor:
+        """The embeddings (M, E) that encode_image gives, where nothing reads the tokens."""
+        return self._embed_image(self.image_encoder.first_token(images))
+
     def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionState:
         """Regions image_of_region (R,), mask (R, 1 + N) bool with True first, of images (M, 3, H, W)."""
         found = self.image_encoder.encode_regions(images, image_of_region, mask)

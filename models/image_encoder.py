@@ -12,12 +12,13 @@ from typing import Literal
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, QuickGELU
+from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.patch_masking import PatchMasking
+from models.vit_parts import QuickGELU, SelfAttention, first_token_of_block
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -121,6 +122,10 @@ class ImageEncoder(nn.Module):
         if self.global_token == "first":
             return tokens
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def first_token(self, images: Tensor) -> Tensor:
+        """Token 0 alone (M, 1, D), as forward gives it."""
+        return self(images)[:, :1]
 
     def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionTokens:
         """Tokens of the regions image_of_region (R,), mask (R, 1 + N) bool, in images (M, 3, H, W).
@@ -257,6 +262,17 @@ class ViT(ImageEncoder):
         if config.mask_ratio:
             backbone.patch_drop = PatchMasking(config.mask_ratio)
         super().__init__(config, backbone, "first" if config.class_token else "mean")
+        for block in backbone.blocks:
+            SelfAttention.like(block.attn)
+
+    def first_token(self, images: Tensor) -> Tensor:
+        """As ImageEncoder, but the last layer computes no other token."""
+        backbone = self.backbone
+        if self.global_token == "mean" or backbone.grad_checkpointing:
+            return super().first_token(images)
+        x = backbone._pos_embed(backbone.patch_embed(self.normalise(images)))
+        x = backbone.blocks[:-1](backbone.norm_pre(backbone.patch_drop(x)))
+        return backbone.norm(first_token_of_block(backbone.blocks[-1], x))
 
     def encode_regions(self, images: Tensor, image_of_region: Tensor, mask: Tensor) -> RegionTokens:
         """As ImageEncoder, but the last num_region_layers run on the regions apart, with a key mask."""

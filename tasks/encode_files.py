@@ -22,6 +22,9 @@ from utils.precision import autocast
 # amp is fp32, as in Chinese-CLIP's extraction.
 AnyPrecision = Literal["fp32", "bf16", "fp16", "amp"]
 
+# Activations of so many pictures stay in memory that is used again; larger blocks are fetched anew for each layer.
+CPU_BATCH = 8
+
 
 def context(precision: AnyPrecision, device: torch.device) -> Any:
     """The context of a forward pass."""
@@ -30,7 +33,8 @@ def context(precision: AnyPrecision, device: torch.device) -> Any:
 
 def unit_vectors(model: Any, images: Tensor) -> Tensor:
     """Embeddings (M, E) in the common space."""
-    return model.encode_image(images).embed
+    pieces = images.split(CPU_BATCH if images.device.type == "cpu" else len(images))
+    return torch.cat([model.embed_image(piece) for piece in pieces])
 
 
 @torch.inference_mode()

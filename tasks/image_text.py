@@ -117,7 +117,7 @@ class ImageText(Task):
         if images.shape[-1] != size:
             images = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
             images = images.round().clamp(0, 255).to(torch.uint8)
-        return teacher.encode_image(images).embed
+        return teacher.embed_image(images)
 
     def draw_mix(self) -> Mix | None:
         """What the coming step mixes."""

@@ -166,10 +166,13 @@ class RetrievalEvaluation:
         tokens: dict[int, Tensor] = {}
         for block in _image_blocks(origin, self.config.batch_size_image):
             gallery = origin[block[0]][0]
-            state = model.encode_image(gallery.read_images([origin[number][1] for number in block]).to(embed.device))
+            pixels = gallery.read_images([origin[number][1] for number in block]).to(embed.device)
+            if not self.uses_fusion(model):
+                embed[block] = model.embed_image(pixels).float()
+                continue
+            state = model.encode_image(pixels)
             embed[block] = state.embed.float()
-            if self.uses_fusion(model):
-                tokens |= dict(zip(block, state.tokens, strict=True))
+            tokens |= dict(zip(block, state.tokens, strict=True))
         # Rows of other ranks are zero here, so the sum puts all of them together.
         return EncodedImages(place, tokens, all_reduce_sum(embed))
 

@@ -172,7 +172,7 @@ class SearchEngine:
             self._settle(texts, found, len(batch))
         if images:
             pixels = torch.stack([query.pixels for query in images]).to(self.device)
-            self._settle(images, self._nearest(self.model.encode_image(pixels).embed, images), len(batch))
+            self._settle(images, self._nearest(self.model.embed_image(pixels), images), len(batch))
 
     def _encode_texts(self, queries: list[Query]) -> TextState:
         prepared = self.loaded.inputs.texts([query.text for query in queries])

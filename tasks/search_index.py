@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dataset.collection import Collection
 from dataset.files import BadRecord
+from tasks.encode_files import unit_vectors
 from utils.config import to_tree
 from utils.digest import digest_of_weights
 from utils.progress import Progress
@@ -136,7 +137,7 @@ def build_index(
             if good:
                 with torch.inference_mode():
                     stacked = torch.stack([image for image in pixels if isinstance(image, Tensor)])
-                    embed = loaded.model.encode_image(stacked.to(device)).embed.float().cpu().numpy()
+                    embed = unit_vectors(loaded.model, stacked.to(device)).float().cpu().numpy()
                 part |= {pictures[place].key: vector for place, vector in zip(good, embed, strict=True)}
             if len(part) >= PART_IMAGES:
                 store.add(part)

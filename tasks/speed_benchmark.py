@@ -96,7 +96,7 @@ def time_parts(model: Model, files: dict[Part, list[str]], config: TimingConfig)
         model.pair_logits(model.image_side(placed["image_tokens"]), model.text_side(texts), own, own)
 
     calls: dict[Part, Callable[[], object]] = {
-        "image": lambda: model.encode_image(placed["image"]),
+        "image": lambda: (model.encode_image if model.has_fusion else model.embed_image)(placed["image"]),
         "text": lambda: model.encode_text(placed["text"], lengths),
         "score": score,
     }

@@ -1,10 +1,16 @@
 """A Chinese-CLIP user's session as typed, on bundled emoji in MUGE's layout: LMDB, training, extraction, search,
-recall, zero-shot classification.
+recall, zero-shot classification, export, a served search.
 """
 
 import base64
 import json
+import os
 import shutil
+import signal
+import socket
+import threading
+import time
+import urllib.request
 import zipfile
 
 import pytest
@@ -51,7 +57,39 @@ def do(capsys, *words):
     return said.out
 
 
-def test_from_lmdb_to_recall_and_zero_shot(tmp_path, capsys, monkeypatch):
+def ask(address, body=None, kind="application/json"):
+    request = urllib.request.Request(address, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def search_while_served(capsys, port, picture, *words):
+    """Names found by words and by a picture, asked from beside the served command, which a signal then ends."""
+    found = {}
+
+    def ask_both():
+        address, deadline = f"http://127.0.0.1:{port}/api/", time.monotonic() + 60
+        while "about" not in found and time.monotonic() < deadline:
+            try:
+                found["about"] = ask(f"{address}health")
+            except OSError:
+                time.sleep(0.05)
+        if "about" not in found:
+            return  # the command has failed by itself
+        try:
+            found["words"] = ask(f"{address}search/text", json.dumps({"text": "红色的花", "k": 3}).encode())["results"]
+            found["picture"] = ask(f"{address}search/image?k=4", picture, "image/webp")["results"]
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    client = threading.Thread(target=ask_both)
+    client.start()
+    do(capsys, "--task", "serve", f"port={port}", *words)
+    client.join()
+    return found
+
+
+def test_from_lmdb_to_a_served_search(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = ["--output_dir", tmp_path / "out"]
     data = tmp_path / "datasets/MUGE"
@@ -102,6 +140,21 @@ def test_from_lmdb_to_recall_and_zero_shot(tmp_path, capsys, monkeypatch):
     assert said.startswith("zeroshot-top1: ")
     [rows] = json.loads((tmp_path / "save/toy.json").read_text())["predictions"]
     assert len(rows) == 4 and all(sum(row) == pytest.approx(1, abs=1e-5) for row in rows)
+
+    words = ["--model-arch=ViT-B-16", "--pytorch-ckpt-path", tmp_path / "run"]
+    words += ["--save-onnx-path", tmp_path / "deploy/emoji"]
+    words += ["--convert-text", "--convert-vision", "--context-length=52", "precisions=[fp32]"]
+    do(capsys, "--task", "export_onnx", *out, *words)  # status 0: onnxruntime says what torch says
+    assert {path.name for path in (tmp_path / "deploy").iterdir()} == {"emoji.img.fp32.onnx", "emoji.txt.fp32.onnx"}
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--checkpoint", tmp_path / "run", f"images={classes}/test", f"index_dir={tmp_path}/index"]
+    found = search_while_served(capsys, port, pictures[2], *words)
+    assert found["about"]["num_images"] == 4 and len(found["words"]) == 3
+    # So short a training leaves all pictures alike; the one that was sent is as similar to itself as can be.
+    similarity = {each["name"]: each["similarity"] for each in found["picture"]}
+    assert len(similarity) == 4 and similarity["002/0.webp"] == pytest.approx(1, abs=1e-5)
 
     # Files that do not fit end in status 1 and the documented json.
     shutil.copy(data / "valid_tr_predictions.jsonl", data / "valid_predictions.jsonl")
