@@ -34,15 +34,15 @@ def build(loaded, images, store, **options):
 
 def counted(loaded, monkeypatch):
     """A list that grows by every picture that is encoded."""
-    encode, seen = loaded.model.encode_image, []
-    monkeypatch.setattr(loaded.model, "encode_image", lambda pixels: seen.extend(pixels) or encode(pixels))
+    encode, seen = loaded.model.embed_image, []
+    monkeypatch.setattr(loaded.model, "embed_image", lambda pixels: seen.extend(pixels) or encode(pixels))
     return seen
 
 
 def test_the_index_holds_the_models_vectors(loaded, images, tmp_path):
     collection, kept, embed = build(loaded, images, tmp_path / "index")
     assert kept == list(range(8))
-    expected = loaded.encode_image([images / picture.name for picture in collection.pictures])
+    expected = loaded.embed_image([images / picture.name for picture in collection.pictures])
     torch.testing.assert_close(embed, expected, atol=1e-6, rtol=1e-5)
 
 
