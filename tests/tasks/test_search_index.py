@@ -42,7 +42,7 @@ def counted(loaded, monkeypatch):
 def test_the_index_holds_the_models_vectors(loaded, images, tmp_path):
     collection, kept, embed = build(loaded, images, tmp_path / "index")
     assert kept == list(range(8))
-    expected = loaded.embed_image([images / picture.name for picture in collection.pictures])
+    expected = loaded.encode_image([images / picture.name for picture in collection.pictures])
     torch.testing.assert_close(embed, expected, atol=1e-6, rtol=1e-5)
 
 
