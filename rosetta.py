@@ -188,17 +188,22 @@ def load_weights(
     beginnings of our keys that may stay fresh, `only` beginnings of those that are filled, all others then stay.
     `rename` changes beginnings of the file's own keys first.
     """
-    from compat.weights import recognise, tensors_of, translate
+    from compat.weights import recognise, tensors_of, translate, what_fits
     from utils.checkpoint import read_weights
     from utils.config import to_tree
 
     state = renamed(tensors_of(read_weights(path)), rename or {})
-    translation = translate(state, to_tree(model.config))
-    if only:
-        translation.state = {name: value for name, value in translation.state.items() if name.startswith(tuple(only))}
-        allow_missing = [name for name in model.state_dict() if not name.startswith(tuple(only))]
-    may_miss = (*allow_missing, *translation.fresh)
-    notes = _fill(model, translation.state, f"{path} ({recognise(state)})", may_miss, translation.unexpected)
+    try:
+        translation = translate(state, to_tree(model.config))
+        if only:
+            chosen = {name: value for name, value in translation.state.items() if name.startswith(tuple(only))}
+            translation.state = chosen
+            allow_missing = [name for name in model.state_dict() if not name.startswith(tuple(only))]
+        may_miss = (*allow_missing, *translation.fresh)
+        notes = _fill(model, translation.state, f"{path} ({recognise(state)})", may_miss, translation.unexpected)
+    except ValueError as error:
+        told = what_fits(state, path)
+        raise ValueError(f"{error}; {told}" if told else str(error)) from error
     notes += [f"{name} stays fresh" for name in translation.fresh]
     return notes + [f"{name} left out: {reason}" for name, reason in translation.left_out.items()]
 

@@ -25,6 +25,13 @@ from utils.run_state import Progress
 # to_checkpoint(state, model, stage); the first that recognises a state dict translates it.
 # CCRK's weights are CCLM's, PRD2's are R2D2's.
 SYSTEMS = {"cclm": cclm_weights, "r2d2": r2d2_weights, "zerovl": zerovl_weights, "chinese_clip": chinese_clip_weights}
+# What people call them.
+NAMES = {
+    "cclm": "CCLM or CCRK",
+    "r2d2": "R2D2 or PRD2",
+    "zerovl": "ZeroVL",
+    "chinese_clip": "Chinese-CLIP",
+}
 # What `--task export --to` may name: the system and its stage.
 EXPORTS = {
     "cclm_pretrain": ("cclm", "pretrain"),
@@ -83,6 +90,18 @@ def released_config(state: State) -> str | None:
     return SYSTEMS[system].released_config(state) if system in SYSTEMS else None
 
 
+def what_fits(state: State, path: Any) -> str:
+    """Whose weights a state dict is, and the command that takes the file; "" where nobody knows."""
+    system = recognise(state)
+    if system not in SYSTEMS:
+        return ""
+    try:
+        config = SYSTEMS[system].released_config(state)
+    except ValueError:  # of no released sizes
+        config = "a configuration with their sizes"
+    return f"these are weights of {NAMES[system]}, for: run.py --config {config} --checkpoint {path}"
+
+
 def released_sizes(state: State) -> dict[str, Any]:
     """The `model` settings that the shapes of a state dict tell, where the system reads them; {} where it does not."""
     system = SYSTEMS.get(recognise(state))
@@ -97,7 +116,13 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
     """
     system = recognise(state)
     if system in SYSTEMS:
-        return SYSTEMS[system].from_checkpoint(state, model)
+        try:
+            return SYSTEMS[system].from_checkpoint(state, model)
+        except KeyError as error:  # its table asks for a size that this kind of tower does not have
+            tower = model["image_encoder"]["name"]
+            raise ValueError(
+                f"these weights are of another image tower than model.image_encoder, a {tower} without {error}"
+            ) from error
     if system == "unknown":
         known, first = ", ".join(SYSTEMS), ", ".join(list(state)[:4])
         raise ValueError(f"these weights are in no layout that is known (ours, {known}); first keys: {first}")
