@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.charts import bar_chart, html_table, number
 from utils.report import duration, language_name
-from utils.report_page import definitions, folded, page, tiles
+from utils.report_page import folded, page, tiles
 
 BINS = (8, 16, 24, 32, 40, 64, 100)
 SPLIT_HEAD = ["split", "records", "samples", "bad", "bad share", "pictures", "too small", "captions", "cut", "verdict"]
@@ -27,6 +27,11 @@ NOTES = {
 def share(value: float) -> str:
     """A share in percent: 0 %, <0.01 %, 0.25 %, 12.5 %."""
     return "<0.01 %" if 0 < value < 1e-4 else f"{100 * value:.3g} %"
+
+
+def few(value: float) -> str:
+    """An expected number of pairs: 0.0395, 2.26, 2,259."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def verdict(split: dict[str, Any]) -> str:
@@ -78,7 +83,7 @@ def _repeat_rows(result: dict[str, Any]) -> list[list[str]]:
         row = [name, number(repeats["distinct_images"]), number(repeats["images_under_several_ids"])]
         row += [number(repeats["distinct_captions"]), number(repeats["captions_of_several_images"])]
         if split["is_contrasted"]:
-            row += [f"{expected['image']:.3g}", f"{expected['caption']:.3g}", share(repeats["false_negative_share"])]
+            row += [few(expected["image"]), few(expected["caption"]), share(repeats["false_negative_share"])]
         rows.append(row if split["is_contrasted"] else [*row, "-", "-", "-"])
     return rows
 
@@ -114,8 +119,8 @@ def check_table(result: dict[str, Any]) -> str:
         if split.get("is_contrasted"):
             repeats, expected = split["repeats"], split["repeats"]["false_negatives_per_batch"]
             parts.append(
-                f"{name}: false negatives to expect in a batch of {repeats['batch_size']}: {expected['image']:.3g} "
-                f"pairs with the same picture, {expected['caption']:.3g} with the same caption "
+                f"{name}: false negatives to expect in a batch of {repeats['batch_size']}: {few(expected['image'])} "
+                f"pairs with the same picture, {few(expected['caption'])} with the same caption "
                 f"({share(repeats['false_negative_share'])} of all pairs)\n"
             )
     if result["leaks"]:
@@ -143,7 +148,8 @@ def check_page(result: dict[str, Any], place: str) -> str:
 def _panel(caption: str, head: list[str], rows: list[list[str]], note: str) -> str:
     if not rows:
         return ""
-    return f'<div class="panel">{html_table(caption, head, rows)}</div><p class="note">{note}</p>'
+    shown = f'<div class="panel">{html_table(caption, head, rows)}</div>'
+    return f'{shown}<p class="note">{note}</p>' if note else shown
 
 
 def _tiles(result: dict[str, Any]) -> str:
@@ -161,10 +167,10 @@ def _tiles(result: dict[str, Any]) -> str:
     if train.get("is_contrasted"):
         expected = sum(train["repeats"]["false_negatives_per_batch"].values())
         words = f"pairs in a batch of {number(train['repeats']['batch_size'])}"
-        shown.append(("False negatives", f"{expected:.3g}", words))
+        shown.append(("False negatives", few(expected), words))
     if result["leaks"]:
         leaked = sum(leak["images"] for leak in result["leaks"].values())
-        shown.append(("Leaked pictures", number(leaked, 9), "trained on and evaluated on"))
+        shown.append(("Leaked pictures", number(leaked, 9), "also trained on, by training set"))
     return tiles(shown)
 
 
@@ -180,10 +186,9 @@ def _problems(result: dict[str, Any]) -> str:
     rows, places = [], []
     for name, split in result["splits"].items():
         for reason, problem in split.get("problems", {}).items():
-            rows.append([reason, name, number(problem["count"])])
-            places += [(f"{name}: {reason}", text) for text in problem["examples"]]
-    table = _panel("Problems", ["problem", "split", "how often"], rows, "The first places of each problem:")
-    return table + (f'<div class="panel">{definitions(places)}</div>' if places else "")
+            rows.append([f"{name}: {reason}", number(problem["count"])])
+            places.append(folded(f"{name}: {reason}, the first places", "\n".join(problem["examples"])))
+    return _panel("Problems", ["problem", "how often"], rows, "") + "".join(places)
 
 
 def _languages(result: dict[str, Any]) -> str:
