@@ -247,8 +247,8 @@ class SkipgramMasker:
         return cls(config, tokenizer.mask_id, tokenizer.vocab_size)
 
     def num_masked(self, num_tokens: int) -> int:
-        """How many tokens of a text are hidden; begin and end marks count as tokens."""
-        return min(self.config.max_masks, max(1, round(num_tokens * self.config.mask_prob)))
+        """How many tokens of a text are hidden; begin and end marks count as tokens, the first one stays."""
+        return min(self.config.max_masks, max(1, round(num_tokens * self.config.mask_prob)), num_tokens - 1)
 
     def choose_positions(self, num_tokens: int, generator: np.random.Generator) -> list[int]:
         """The positions to hide, never the first one; all others, the end mark too, are candidates."""

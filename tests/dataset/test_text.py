@@ -76,9 +76,10 @@ def test_masks_hide_what_they_say():
     assert masked.positions.tolist() == [3, 1, 0] and masked.targets.tolist() == [13, 11, -100]
 
 
+@pytest.mark.parametrize("mask_prob", [0.4, 0.9])
 @pytest.mark.parametrize("num_tokens", [2, 3, 7, 40])
-def test_masks_never_touch_the_first_token_nor_exceed_their_number(num_tokens):
-    masker = SkipgramMasker(SkipgramMasker.Config(max_masks=6), mask_id=99, vocab_size=100)
+def test_masks_never_touch_the_first_token_nor_exceed_their_number(num_tokens, mask_prob):
+    masker = SkipgramMasker(SkipgramMasker.Config(mask_prob=mask_prob, max_masks=6), mask_id=99, vocab_size=100)
     for seed in range(50):
         positions = masker.choose_positions(num_tokens, np.random.default_rng(seed))
         assert len(positions) == len(set(positions)) == masker.num_masked(num_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from models.model import Model
 from optim import OptimConfig, make_optimizer, set_learning_rate
 from scheduler import ScheduleConfig, learning_rate_factor
 from tasks import TASKS
-from tests.parity.runners.ccrk_optim import ROOT, check_groups, model_tree
+from tests.parity.runners.ccrk_optim import ROOT, check_groups, model_tree, with_recorded_values
 from tests.parity.runners.common import assert_close, read_case
 from utils.config import build
 
@@ -49,18 +48,6 @@ def check_model(name: str, expected: dict[str, tuple[float, float]]) -> None:
     fresh = TASKS.load(settings.task).fresh_parameters(holder)
     stage = "pretrain" if name.startswith("pretrain") else "finetune"
     check_groups(expected, holder, tree, with_recorded_values(settings.optim, expected), fresh, stage)
-
-
-def with_recorded_values(config: OptimConfig, expected: dict[str, tuple[float, float]]) -> OptimConfig:
-    """The shipped rules with the case's decay and, wherever they let a parameter learn faster, the case's factor."""
-    rates, decays = zip(*expected.values(), strict=True)
-    factor = max(rates) / min(rates)
-    return replace(
-        config,
-        weight_decay=max(decays),
-        fresh_lr_multiplier=1.0 if config.fresh_lr_multiplier == 1 else factor,
-        lr_multipliers={rule: 1.0 if value == 1 else factor for rule, value in config.lr_multipliers.items()},
-    )
 
 
 def task_tree(names: set[str], *, has_one_width: bool) -> dict[str, Any]:

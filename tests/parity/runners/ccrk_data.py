@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 
 from dataset.augment import WARPS, apply_operation, magnitude, warp_matrix
 from dataset.batch import pad_texts
+from dataset.decode import decode_image
 from dataset.files import BadRecord
 from dataset.pretrain import CaptionedImages
-from dataset.samples import Preprocessing
+from dataset.samples import Preprocessing, Sample
 from dataset.text import SkipgramMasker, TextTokenizer, apply_masks, clean_caption
 
 # OpenCV 5 interpolates warps exactly; OpenCV 4, which made some of the fixtures, first rounds the place it reads from
@@ -40,7 +41,7 @@ class ImageSize:
     image_size = 1
 
     def prepare(self, data: bytes) -> np.ndarray:
-        return np.array(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1::-1])
+        return np.array(decode_image(data).shape[1::-1])
 
     def finish(self, size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return size
@@ -146,57 +147,62 @@ def run_multitext_dataset(case: Path) -> None:
 def _check_multitext(case: Path, name: str, setting: dict[str, Any], max_tokens: int, max_masks: int) -> None:
     tokenizer = ToyTokenizer()
     masker = SkipgramMasker(SkipgramMasker.Config(max_masks=max_masks), tokenizer.mask_id, tokenizer.vocab_size)
-    dataset = CaptionedImages(
-        CaptionedImages.Config(
-            files=sorted(map(str, case.glob("*.data"))),
-            image_root=str(case),
-            languages=setting["language_chosen"],
-            caption_num=setting["caption_num"],
-        ),
-        Preprocessing(tokenizer, ImageSize(), max_tokens=max_tokens, masker=masker),
-    )
-    assert dataset.languages == setting["resolved_languages"], name
-    samples = []
-    for index in range(len(dataset)):
-        try:
-            samples.append(dataset.sample(index, np.random.default_rng(index)))
-        except BadRecord:
-            continue
-    examples = setting["examples"]
+    preprocessing = Preprocessing(tokenizer, ImageSize(), max_tokens=max_tokens, masker=masker)
+    whole, languages = _dataset(case, setting, preprocessing), setting["resolved_languages"]
+    assert whole.languages == languages, name
+    complete = _usable_samples(whole)
+    examples, collated = setting["examples"], setting["collated"]
+    if setting["caption_num"]:
+        _check_draw(_dataset(case, setting, preprocessing, setting["caption_num"]), complete, examples)
+        return
+    samples = list(complete.values())
     assert [sample.image.tolist() for sample in samples] == [example["image_size_wh"] for example in examples], name
     padded = [
         pad_texts([*sample.texts, [tokenizer.pad_id] * max_tokens], tokenizer.pad_id).ids[:-1] for sample in samples
     ]
-    batch = dataset.collate(samples, [])
-    collated = setting["collated"]
+    batch = whole.collate(samples, [])
     assert list(batch.masked.positions.shape) == collated["masked_pos_shape"], name
     assert [len(batch.texts), max_tokens] == collated["text_ids_shape"], name
     assert len(batch.images) == collated["image_shape"][0], name
-    if setting["caption_num"]:
-        _check_draw(case, setting, samples, tokenizer, max_tokens)
-        return
     assert [rows.tolist() for rows in padded] == [example["text_ids"] for example in examples], name
     assert torch.cat(padded).tolist() == collated["text_ids"], name
 
 
-def _check_draw(case: Path, setting: dict, samples: list, tokenizer: ToyTokenizer, max_tokens: int) -> None:
-    """Draws differ: every sample holds that many of the languages, in their order, each with its own caption."""
-    whole = CaptionedImages(
-        CaptionedImages.Config(
-            files=sorted(map(str, case.glob("*.data"))), image_root=str(case), languages=setting["language_chosen"]
-        ),
-        Preprocessing(tokenizer, ImageSize(), max_tokens=max_tokens),
-    )
-    captions = []
-    for index in range(len(whole)):
+def _dataset(
+    case: Path, setting: dict[str, Any], preprocessing: Preprocessing, caption_num: int = 0
+) -> CaptionedImages:
+    files, languages = sorted(map(str, case.glob("*.data"))), setting["language_chosen"]
+    config = CaptionedImages.Config(files=files, image_root=str(case), languages=languages, caption_num=caption_num)
+    return CaptionedImages(config, preprocessing)
+
+
+def _usable_samples(dataset: CaptionedImages) -> dict[int, Sample]:
+    """The samples by their number, without those of bad records."""
+    samples = {}
+    for index in range(len(dataset)):
         try:
-            captions.append(whole.sample(index, np.random.default_rng(index)).texts)
+            samples[index] = dataset.sample(index, np.random.default_rng(index))
         except BadRecord:
             continue
-    for sample, every in zip(samples, captions, strict=True):
-        assert len(sample.texts) == setting["caption_num"] == len(set(sample.languages))
+    return samples
+
+
+def _check_draw(dataset: CaptionedImages, complete: dict[int, Sample], examples: list[dict[str, Any]]) -> None:
+    """Draws differ: a complete record gives as many captions, in their order, each that of its language.
+
+    A record with a bad caption is left out only where the draw meets it, so the recorded samples may be others.
+    """
+    drawn, captions = _usable_samples(dataset), dataset.config.caption_num
+    for number, sample in drawn.items():
+        assert len(sample.texts) == captions == len(set(sample.languages))
         assert sample.languages == sorted(sample.languages)
-        assert sample.texts == [every[language] for language in sample.languages]
+        if number in complete:
+            assert sample.texts == [complete[number].texts[language] for language in sample.languages]
+    assert complete.keys() <= drawn.keys()
+    assert len(dataset.collate(list(drawn.values()), []).texts) == captions * len(drawn)
+    recorded = iter(example["image_size_wh"] for example in examples)
+    assert all(sample.image.tolist() in recorded for sample in complete.values())  # in this order
+    assert {len(example["text_ids"]) for example in examples} == {captions}
 
 
 def _difference(ours: np.ndarray, expected: np.ndarray) -> int:

