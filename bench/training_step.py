@@ -161,7 +161,7 @@ def plain_pair_losses(
     hidden, mask, text_embed = texts
     temperature = model.temperature()
     contrastive = plain.contrastive_loss(image_embed, text_embed, temperature)
-    of_texts, of_images = negatives or _draw_one_by_one(image_embed @ text_embed.T / temperature)
+    of_texts, of_images = negatives or draw_one_by_one(image_embed @ text_embed.T / temperature)
     masks = [None, None] if image_mask is None else [image_mask, torch.cat([image_mask[of_texts], image_mask])]
     positive = plain.match_logits(model, hidden, mask, images, masks[0])
     negative = plain.match_logits(
@@ -175,7 +175,7 @@ def plain_pair_losses(
     return contrastive, match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
 
 
-def _draw_one_by_one(similarity: Tensor) -> Negatives:
+def draw_one_by_one(similarity: Tensor) -> Negatives:
     """A hard negative for every text and every image, one draw and one copy to the host each."""
     with torch.no_grad():
         own = torch.eye(len(similarity), dtype=torch.bool)
