@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compat.layout import Translation
     from configs.schema import Config, InitConfig
     from dataset.inference import Inference
     from models.model import Model
@@ -188,24 +189,34 @@ def load_weights(
     beginnings of our keys that may stay fresh, `only` beginnings of those that are filled, all others then stay.
     `rename` changes beginnings of the file's own keys first.
     """
-    from compat.weights import recognise, tensors_of, translate, what_fits
+    from compat.weights import recognise, tensors_of, what_fits
     from utils.checkpoint import read_weights
     from utils.config import to_tree
 
     state = renamed(tensors_of(read_weights(path)), rename or {})
+    origin, tree = f"{path} ({recognise(state)})", to_tree(model.config)
     try:
-        translation = translate(state, to_tree(model.config))
+        translation = _translate(state, tree, origin)
         if only:
             chosen = {name: value for name, value in translation.state.items() if name.startswith(tuple(only))}
             translation.state = chosen
             allow_missing = [name for name in model.state_dict() if not name.startswith(tuple(only))]
         may_miss = (*allow_missing, *translation.fresh)
-        notes = _fill(model, translation.state, f"{path} ({recognise(state)})", may_miss, translation.unexpected)
+        notes = _fill(model, translation.state, origin, may_miss, translation.unexpected)
     except ValueError as error:
         told = what_fits(state, path)
         raise ValueError(f"{error}; {told}" if told else str(error)) from error
     notes += [f"{name} stays fresh" for name in translation.fresh]
     return notes + [f"{name} left out: {reason}" for name, reason in translation.left_out.items()]
+
+
+def _translate(state: dict[str, Tensor], tree: dict[str, Any], origin: str) -> Translation:
+    from compat.weights import translate
+
+    try:
+        return translate(state, tree)
+    except ValueError as error:
+        raise ValueError(f"{origin} does not fit this model; {error}") from error
 
 
 def renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:

@@ -80,7 +80,10 @@ def interpolate_positions(table: Tensor, grid: int, kept: int, *, align_corners:
     """
     side = round((table.shape[1] - kept) ** 0.5)
     if side**2 != table.shape[1] - kept:
-        raise ValueError(f"a position table of {table.shape[1] - kept} positions is no square grid of patches")
+        raise ValueError(
+            f"a position table of {table.shape[1]} rows is no square grid of patches; "
+            f"needed: {kept} and a square number, as {kept + grid**2} for this model"
+        )
     if side == grid:
         return table
     places = table[:, kept:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, D, g, g)

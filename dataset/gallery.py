@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class ImageReader:
     """Pictures by record number, decoded and resized by a few threads.
 
     An unreadable picture is logged, counted and shown to the model as plain grey: leaving it out would make a gallery
-    smaller, and its numbers better, than those of others.
+    smaller, and its numbers better, than those of others. `end_reading` says when there are too many of them.
     """
 
     def __init__(
@@ -66,6 +67,19 @@ class ImageReader:
             return self.preprocessing.transform(self.read(record), np.random.default_rng(record))
         except BadRecord as error:
             return Skipped(error.where or self.where(record), error.reason, error.detail)
+
+
+class HasReader(Protocol):
+    """What shows pictures."""
+
+    reader: ImageReader
+
+
+def end_reading(parts: Iterable[HasReader]) -> None:
+    """To be called once the pictures of some galleries were read; DataError if too many of them were unreadable."""
+    for bad_records in {id(part.reader.bad_records): part.reader.bad_records for part in parts}.values():
+        bad_records.end_epoch()
+        bad_records.start_epoch()
 
 
 @dataclass

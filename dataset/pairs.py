@@ -236,8 +236,9 @@ class Pairs(ImageTextPairs):
             captions.append(self.config.clean(line.text, self.preprocessing.max_words))
             named += [(rows[0], len(captions) - 1, row, place == 0) for place, row in enumerate(rows)]
         if num_texts == num_unmatched:
+            first = "".join(f"; {problem}" for part in files for problem in part.skipped[:1])
             raise DataError(
-                f"{', '.join(part.path for part in files)}: no text names an image, so nothing can be scored"
+                f"{', '.join(part.path for part in files)}: no text names an image, so nothing can be scored{first}"
             )
         if num_unmatched:
             log.warning("%s: %d of %d texts name no image and are left out", language, num_unmatched, num_texts)

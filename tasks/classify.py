@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset.batch import pad_texts
+from dataset.gallery import end_reading
 from dataset.labelled import LabelledSet
 from models.model import Model
 from models.text_encoder import TextState
@@ -76,6 +77,7 @@ class LabelEvaluation:
             logits[[starts[name] + k for name, k in batch]] = found.float()
         # Rows of other processes are zero here, so the sum puts all of them together.
         parts = all_reduce_sum(logits).cpu().split(sizes)
+        end_reading(sets.values())
         return dict(zip(sets, parts, strict=True))
 
 

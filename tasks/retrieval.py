@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dataset.gallery import Gallery
+from dataset.gallery import Gallery, end_reading
 from models.model import Model
 from models.packing import pack, token_rows
 from models.text_encoder import TextState, join_texts
@@ -174,7 +174,9 @@ class RetrievalEvaluation:
             embed[block] = state.embed.float()
             tokens |= dict(zip(block, state.tokens, strict=True))
         # Rows of other ranks are zero here, so the sum puts all of them together.
-        return EncodedImages(place, tokens, all_reduce_sum(embed))
+        encoded = EncodedImages(place, tokens, all_reduce_sum(embed))
+        end_reading(galleries)
+        return encoded
 
     def rank_gallery(self, model: Model, gallery: Gallery, images: EncodedImages) -> RankedGallery:
         """What a gallery comes to."""

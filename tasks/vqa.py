@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dataset.gallery import end_reading
 from dataset.labelled import LabelledSet
 from dataset.vqa import AnswerList, read_answers
 from models.model import Model
@@ -105,7 +106,9 @@ class AnswerEvaluation:
                     for place, number, value in zip(batch, best, probability, strict=True)
                 }
                 bar.update(len(batch))
-        return {place: found for part in gather_objects(own) for place, found in part.items()}
+        found = {place: prediction for part in gather_objects(own) for place, prediction in part.items()}
+        end_reading(sets.values())
+        return found
 
     def write(self, language: str, predictions: list[Prediction], questions: LabelledSet) -> None:
         """Every question's number, answer and right answers, in the order of the file."""
