@@ -2,8 +2,8 @@
 encoded texts and images, only the stacks are timed. And a whole fine-tuning step for retrieval at ViT-B size.
 
 The plain step pads to 64, runs the stacks on the positive and on the negative pairs, draws negatives one by one and
-walks over the parameters in AdamW. Both steps share the model, the frozen image tower's code, the batch and the moments;
-dropout is off on both sides.
+walks over the parameters in AdamW. Both steps share the model, the frozen image tower's code, the batch and the
+moments; dropout is off on both sides.
 Letters: M images, T texts, L text tokens, N image tokens, V and D widths of image and text tokens.
 """
 

@@ -1,4 +1,4 @@
-"""R2D2 on the sets that its users compare on, each in the layout in which it is shared, and what a wrong input is told."""
+"""R2D2 on the sets that its users compare on, each in the layout in which it is shared; what wrong inputs are told."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from tests import toy_cclm, toy_pairs, toy_r2d2
 from tests.toy_r2d2 import CAPTIONS, NAMES, ROOT, SIZES, STACKS, pairs, write_lines
 
 MODEL = [*SIZES, *STACKS, "--checkpoint", "r2d2.pth"]
+IMAGES, TEXTS = "visual_encoder.embeddings.position_embedding", "text_encoder.embeddings.position_embeddings"
 COCO = [f"COCO_{split}_{number:012d}" for number, split in enumerate(["val2014", "train2014", "val2014"])]
 
 
@@ -54,8 +55,6 @@ def run_config(name: str, *words: str) -> int:
     return run.main(["--task", "r2d2_retrieval", "--config", str(ROOT / f"configs/r2d2/{name}.yaml"), *MODEL, *words])
 
 
-
-
 @pytest.mark.parametrize(
     ("name", "words", "num_images"),
     [
@@ -80,17 +79,17 @@ def told(capsys: pytest.CaptureFixture) -> str:
 
 
 @pytest.mark.parametrize(
-    ("rows", "file", "words"),
+    ("table", "rows", "words"),
     [
-        (4, "odd.pth", "a position table of 4 rows is no square grid of patches; needed: 1 and a square number, as 5"),
-        (60, "short.pth", "text_encoder.position.weight: found [60, 16], needed [70, 16]"),
+        (IMAGES, 4, "a position table of 4 rows is no square grid of patches; needed: 1 and a square number, as 5"),
+        (TEXTS, 60, "text_encoder.position.weight: found [60, 16], needed [70, 16]"),
     ],
 )
-def test_a_position_table_that_fits_nothing_is_named(world, monkeypatch, tmp_path, capsys, rows, file, words):
+def test_a_position_table_that_fits_nothing_is_named(world, monkeypatch, tmp_path, capsys, table, rows, words):
     monkeypatch.chdir(world)
+    file = str(tmp_path / "odd.pth")
     content = torch.load("r2d2.pth", weights_only=True)
-    side = "visual_encoder.embeddings.position_embedding" if rows == 4 else "text_encoder.embeddings.position_embeddings"
-    content["model"][f"{side}.weight"] = torch.zeros(rows, 16)
+    content["model"][f"{table}.weight"] = torch.zeros(rows, 16)
     torch.save(content, file)
     assert run_config("muge", "--evaluate", "--checkpoint", file, "--output_dir", str(tmp_path)) == 2
     found = told(capsys)
