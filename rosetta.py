@@ -204,8 +204,9 @@ def load_weights(
         may_miss = (*allow_missing, *translation.fresh)
         notes = _fill(model, translation.state, origin, may_miss, translation.unexpected)
     except ValueError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
         told = what_fits(state, path)
-        raise ValueError(f"{error}; {told}" if told else str(error)) from error
+        raise ValueError(where + (f"{error}; {told}" if told else str(error))) from error
     notes += [f"{name} stays fresh" for name in translation.fresh]
     return notes + [f"{name} left out: {reason}" for name, reason in translation.left_out.items()]
 

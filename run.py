@@ -7,13 +7,12 @@ command continues.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -72,14 +71,18 @@ def do_all(commands: list[list[str]]) -> int:
 
 def do(arguments: argparse.Namespace, argv: list[str]) -> int:
     """One run, tool or export; its exit status."""
-    from tasks import TOOLS
+    from tasks import CHAINS, TASKS, TOOLS
     from utils.config import ConfigError, to_yaml
+    from utils.registry import unknown_name_message
 
     try:
         if arguments.task == "export":
             return export(arguments)
         if arguments.task in TOOLS:
             return run_tool(arguments, argv)
+        names = [*TASKS.names(), *TOOLS.names(), *CHAINS, "export", "list"]
+        if arguments.task not in (None, *names):
+            raise ConfigError(f"command line: {unknown_name_message('task', arguments.task, names)}")
         plan, config = settle_command(arguments)
         if arguments.dry_run and not is_worker():
             print(to_yaml(config), end="")
@@ -287,18 +290,23 @@ def execute(config: Config, actions: set[str], arguments: argparse.Namespace, ar
     """Train or evaluate in this process, alone or as one of several."""
     import torch
 
-    from utils import distributed
+    from tasks.prepare import data_files
+    from utils import distributed, run_folder
     from utils.checkpoint import write_weights
     from utils.remote import sent_when_left
 
     started, output_dir = time.time(), Path(config.output_dir)
     torch.autograd.set_detect_anomaly(arguments.debug)
-    with (
-        process_group(config.seed) as device,
-        sent_when_left(arguments.remote_output, output_dir, is_main=distributed.is_main()),
-    ):
+    with ExitStack() as stack:
+        device = stack.enter_context(process_group(config.seed))
         if distributed.is_main():
-            prepare_output(output_dir, config, argv, restart=arguments.restart)
+            stack.enter_context(run_folder.sole_writer(output_dir))
+            if arguments.restart:
+                run_folder.clear(output_dir)
+            command = [sys.executable, "run.py", *argv]
+            for note in run_folder.begin(output_dir, config, command, data_files(config), ROOT):
+                say(note)
+        stack.enter_context(sent_when_left(arguments.remote_output, output_dir, is_main=distributed.is_main()))
         distributed.barrier()
         task = build_task(config, device, is_evaluation=arguments.evaluate)
         if "save_initial" in actions:
@@ -327,33 +335,19 @@ def build_task(config: Config, device: torch.device, *, is_evaluation: bool) -> 
     return task.to(device)
 
 
-def prepare_output(output_dir: Path, config: Config, argv: list[str], *, restart: bool) -> None:
-    """The output folder with the resolved settings and what the run was made with."""
-    from tasks.prepare import data_files
-    from utils.config import dump_yaml
-    from utils.environment import describe_run
-    from utils.results import write_json
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if restart:
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
-        for name in ("metrics.jsonl", "metrics.json", "gallery.json", "report.html"):
-            (output_dir / name).unlink(missing_ok=True)
-    dump_yaml(config, output_dir / "config.yaml")
-    command = [sys.executable, "run.py", *argv]
-    write_json(output_dir / "environment.json", describe_run(command, data_files(config), ROOT))
-
-
 def task_metrics(task: Task, config: Config, device: torch.device, *, is_evaluation: bool) -> dict[str, Any]:
     """The final metrics tree: of training, or of the test split alone."""
     from rosetta import read_progress
     from trainer import Trainer
+    from utils.config import ConfigError
 
     if is_evaluation:
         return {"test": task.evaluate("test"), "train_seconds": 0.0}
-    trainer = Trainer(
-        config.train, task, config.optim, config.schedule, output_dir=config.output_dir, seed=config.seed, device=device
-    )
+    place = {"output_dir": config.output_dir, "seed": config.seed, "device": device}
+    try:
+        trainer = Trainer(config.train, task, config.optim, config.schedule, **place)
+    except (ValueError, OSError) as error:  # data or settings that no step can be made of
+        raise ConfigError(str(error)) from error
     return trainer.fit(read_progress(config))
 
 
@@ -377,7 +371,10 @@ def leave(error: Exception, status: int, arguments: argparse.Namespace) -> int:
     """Tell an error in one line (with --debug also where it came from); its exit status."""
     if arguments.debug:
         traceback.print_exception(error)
-    say(str(error) or type(error).__name__, kind="error")
+    told = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # without its number, and the file first
+        told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    say(told, kind="error")
     return status
 
 

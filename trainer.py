@@ -296,7 +296,8 @@ class Trainer:
     def leave(self) -> None:
         """Save and end the process because a signal asked for it."""
         self.state.save()
-        log.warning("stopped by a signal at step %d; the same command continues", self.state.step)
+        if is_main():
+            log.warning("stopped by a signal at step %d; the same command continues", self.state.step)
         raise SystemExit(STOPPED_STATUS)
 
     def _note_signal(self, number: int, _frame: Any) -> None:

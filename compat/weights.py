@@ -125,7 +125,7 @@ def translate(state: State, model: dict[str, Any]) -> Translation:
             ) from error
     if system == "unknown":
         known, first = ", ".join(SYSTEMS), ", ".join(list(state)[:4])
-        raise ValueError(f"these weights are in no layout that is known (ours, {known}); first keys: {first}")
+        raise ValueError(f"the weights are in no layout that is known (ours, {known}); first keys: {first}")
     ours = {n.removeprefix(_OUR_PREFIX): v for n, v in state.items() if n != _TASK_STATE}
     training = {part: [name for name in ours if name.startswith(part)] for part in _TRAINING_STATE}
     ours = {name: value for name, value in ours.items() if not name.startswith(tuple(_TRAINING_STATE))}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dataset.files import BadRecord
+from dataset.files import BadRecord, json_fault
 
 BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 DECODER = json.JSONDecoder()
@@ -71,7 +71,7 @@ def parse_caption_line(text: str, key: str) -> CaptionLine:
         if end != len(text):
             raise ValueError(f"extra data at character {end}")
     except (ValueError, IndexError, RecursionError) as error:
-        raise BadRecord("broken JSON", str(error)[:200]) from error
+        raise BadRecord("broken JSON", json_fault(error)) from error
     fields = {name: (value, place) for name, value, place in members}
     if key not in fields:
         raise BadRecord("missing caption", f"field '{key}' is missing; found: {', '.join(fields) or 'none'}")

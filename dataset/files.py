@@ -5,6 +5,7 @@ An object of this module holds open handles per process only; it can be pickled 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import zipfile
@@ -28,7 +29,7 @@ class BadRecord(ValueError):
     """One record that cannot be used: `reason` is a few words that are the same for the same fault."""
 
     def __init__(self, reason: str, detail: str = "", where: str = "") -> None:
-        super().__init__(f"{where or 'record'}: {reason}" + (f"; {detail}" if detail else ""))
+        super().__init__((f"{where}: " if where else "") + reason + (f"; {detail}" if detail else ""))
         self.reason, self.detail, self.where = reason, detail, where
 
 
@@ -38,6 +39,13 @@ class Stamp:
 
     size: int
     mtime_ns: int
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with the JSON of one line, and where in it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)[:200]
 
 
 def split_member(path: str) -> tuple[str, str | None]:

@@ -107,7 +107,10 @@ class Loader:
             raise ValueError(f"batch_size is global and must be at least {world_size} (processes), found {batch_size}")
         smallest = batch_size if drop_last else world_size
         if len(dataset) < smallest:
-            raise DataError(f"the data set has {len(dataset)} records; needed: at least {smallest} (the batch size)")
+            raise DataError(
+                f"the training data has {len(dataset)} records that can be used; needed: at least {smallest}, the "
+                f"{'batch size' if drop_last else 'number of processes'}; lower data.batch_size (--bs) or add data"
+            )
         self.dataset, self.shuffle = dataset, shuffle
         make_plan = getattr(dataset, "plan", None)  # of data sets that have an order of their own
         self.plan = make_plan(batch_size, world_size, batches_per_draw) if make_plan and shuffle else None

@@ -17,12 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dataset.files import BadRecord, DataError, Files, Stamp
+from dataset.files import BadRecord, DataError, Files, Stamp, json_fault
 from dataset.index_cache import index_place, read_index, write_index
 from dataset.tar_shards import TarSource
+from utils.registry import nearest
 
 CHUNK_BYTES = 8 * 1024 * 1024
 IGNORED_NAME = "_SUCCESS"  # left behind by Hadoop jobs beside their shards
+MAX_LISTED = 20  # names that a message shows
 MAX_LINE_BYTES = 512 * 1024 * 1024
 
 
@@ -137,7 +139,7 @@ class LineSource:
         except BadRecord as error:
             raise BadRecord(error.reason, error.detail, self.where(i)) from error
         except (ValueError, RecursionError) as error:
-            raise BadRecord("broken JSON", str(error)[:200], self.where(i)) from error
+            raise BadRecord("broken JSON", json_fault(error), self.where(i)) from error
         return check_object(record, self.where(i))
 
     def read_lines(self, first: int, last: int) -> list[bytes]:
@@ -286,7 +288,7 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
         except FileNotFoundError as error:
             zipped = f"{path}.zip::{path.rpartition('/')[2]}"  # as IGLUE's larger files come
             if not files.exists(zipped):
-                raise FileNotFoundError(f"{path}: no such data file or folder") from error
+                raise FileNotFoundError(f"{path}: no such data file or folder{_beside(path)}") from error
             inside = [zipped]
         except OSError as error:
             raise DataError(f"{path}: cannot be listed; {error}") from error
@@ -295,6 +297,21 @@ def list_files(paths: Sequence[str], files: Files) -> list[str]:
             raise FileNotFoundError(f"{path}: holds no data files")
         found.extend(kept)
     return found
+
+
+def _beside(path: str) -> str:
+    """What a missing file may have been meant to be, or the names beside it, as the languages of a set are."""
+    name, folder = os.path.basename(path), os.path.dirname(path)
+    is_near = os.path.isdir(folder)
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    if not folder.strip("/"):
+        return ""
+    names = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    close = nearest(name, names)
+    if close:
+        return f"; did you mean '{os.path.join(folder, close)}'?"
+    return f"; {folder} has {', '.join(names[:MAX_LISTED])}" if names and not is_near else ""
 
 
 def open_source(path: str, files: Files, index: LineIndex, parse: Parse | None = None) -> Source:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.files import BadRecord, DataError, Files
+from dataset.files import BadRecord, DataError, Files, json_fault
 from dataset.index_cache import index_place, read_index, write_index
 
 # The kinds of members, and the ends of their names; others are left out.
@@ -61,7 +61,7 @@ class TarSource:
             try:
                 record = json.loads(content)
             except (ValueError, RecursionError) as error:
-                raise BadRecord("broken JSON", str(error)[:200], self.where(i)) from error
+                raise BadRecord("broken JSON", json_fault(error), self.where(i)) from error
             if not isinstance(record, dict):
                 found = f"found {type(record).__name__}; allowed: a JSON object"
                 raise BadRecord("not an object", found, self.where(i))

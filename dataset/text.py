@@ -31,6 +31,7 @@ ROLES = {
 }
 
 UNKNOWN = ("<unk>", "[UNK]")
+ALLOWED = "folder, *.json[.gz], *.txt, *.model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -122,7 +123,7 @@ def load_tokenizer(path: str | os.PathLike) -> TextTokenizer:
     """A tokenizer from a Hugging Face folder, a tokenizer.json (also gzipped), a vocab.txt or a sentencepiece model."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such tokenizer; allowed: folder, *.json[.gz], *.txt, *.model")
+        raise FileNotFoundError(f"{path}: no such tokenizer; allowed: {ALLOWED}")
     file = _find_tokenizer_file(path) if path.is_dir() else path
     if file.name == TOKENIZER_CONFIG:
         return _original_bert(file)
@@ -137,7 +138,11 @@ def _read_tokenizer(file: Path) -> Tokenizer:
     if file.name.endswith((".json", ".json.gz")):
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         return Tokenizer.from_buffer(content)
-    return _wordpiece(file) if file.suffix == ".txt" else _sentencepiece(file.parent)
+    if file.suffix == ".txt":
+        return _wordpiece(file)
+    if file.suffix != ".model":
+        raise ValueError(f"the ending {file.suffix or 'is missing'} is not known; allowed: {ALLOWED}")
+    return _sentencepiece(file.parent)
 
 
 def _find_tokenizer_file(folder: Path) -> Path:

@@ -47,7 +47,7 @@ def draw_pairs(weights: Tensor) -> Pairs:
     label = torch.randint(3, (len(weights),), device=weights.device)
     # Weights of very unlike pictures may underflow, and two have to be drawn.
     least = torch.finfo(weights.dtype).tiny
-    drawable = weights.clamp_min(least).fill_diagonal_(0)
+    drawable = weights.nan_to_num(nan=1.0, posinf=1.0).clamp_min(least).fill_diagonal_(0)
     return arrange(label, own, torch.multinomial(drawable, 2))
 
 

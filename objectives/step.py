@@ -195,7 +195,8 @@ class Step:
         """One caption of each image, drawn as `positive_choice` says: rows in texts, (M,)."""
         own = self.batch.image_of_text[None, :] == torch.arange(len(self.image_id), device=self.text_id.device)[:, None]
         weights = positive_text_weights(self.similarity, own, self.positive_choice)
-        return torch.multinomial(weights, 1).squeeze(1)
+        # Of broken weights any: their loss is not finite either, and the step will be skipped.
+        return torch.multinomial(weights.nan_to_num(nan=1.0, posinf=1.0), 1).squeeze(1)
 
 
 @dataclass

@@ -167,6 +167,7 @@ def test_few_shots_and_one_checkpoint_per_language(command, english, world):
         ("data.tokenizer=absent", "absent: no such tokenizer"),
         ("data.languages=xx", "test has no xx; found: en, de, fr, cs"),
         ("--bs 1 --nproc 2", "data.batch_size 1 cannot be shared among 2 processes"),
+        ("data.batch_size=9999", "records that can be used; needed: at least 9999, the batch size; lower"),
         ("model.embed_dim=0.5", "'model.embed_dim' must be a whole number, found the number 0.5"),
     ],
 )

@@ -63,6 +63,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(words, message, capsys):
     "words, message",
     [
         ("--task pretrian", "unknown task 'pretrian'; did you mean 'pretrain'? allowed: pretrain, "),
+        ("--task serv", "unknown task 'serv'; did you mean 'serve'? allowed: pretrain, "),
         ("--task wit --config configs/absent.yaml", "configs/absent.yaml: no such file"),
         ("--task wit --fewshot de,many", "--fewshot expects LANGUAGE or LANGUAGE,SHOTS as de,100; found 'de,many'"),
         ("--task wit --fewshot de", "--fewshot needs"),

@@ -119,6 +119,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str
         seen.add(tensor.untyped_storage().data_ptr())
         tensors[name] = tensor.clone() if shared else tensor
     save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(0o644)  # the library's own file is for its writer alone; others on the machine may read, as all else
 
 
 def write_manifest(folder: Path) -> None:

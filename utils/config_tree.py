@@ -81,7 +81,8 @@ def merge(base: Node, child: Node) -> Node:
     for key, node in child.value.items():
         merged[key] = merge(merged[key], node) if key in merged and not is_another and key not in base.stale else node
     inherited = frozenset(base.value) if is_another else base.stale
-    return Node(merged, child.place, stale=(inherited - frozenset(child.value)) | child.stale)
+    place = child.place if base.value or base.place == COMMAND_LINE else base.place
+    return Node(merged, place, stale=(inherited - frozenset(child.value)) | child.stale)
 
 
 def fill_placeholders(tree: Node, values: Mapping[str, str]) -> Node:

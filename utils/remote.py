@@ -97,7 +97,7 @@ class RemoteOutput:
     when it ends or is stopped.
     """
 
-    STATE, LAST = ("metrics.jsonl",), "checkpoints/LAST"
+    STATE, LAST = ("metrics.jsonl", "config.yaml"), "checkpoints/LAST"
 
     def __init__(self, address: str, folder: Path) -> None:
         self.address, self.folder = address.rstrip("/"), folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ class RunState:
                 self.folder.point("best", self.step)
             self.folder.prune(self.run.config.keep_checkpoints)
         except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.folder.root).free
             self.folder.clean()
-            return str(error)
+            return f"{error}; {free / 2**20:.0f} MiB were free"
         return None
 
     def _training_state(self, optimizer: dict[str, Any]) -> dict[str, Any]:

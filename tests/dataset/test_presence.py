@@ -17,6 +17,17 @@ def test_every_missing_file_and_folder_is_in_one_message(tmp_path):
     assert f"{tmp_path}/absent.json: no such data file or folder" in str(error.value)
 
 
+def test_the_names_beside_a_missing_file_are_shown(tmp_path):
+    for language in ("ar", "es"):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "train_48.jsonl").touch()
+    files = {"a": f"{tmp_path}/klingon/train_48.jsonl", "b": f"{tmp_path}/ar/trian_48.jsonl"}
+    with pytest.raises(FileNotFoundError) as error:
+        check_places([ImageTextPairs.Config(files)])
+    assert f"no such data file or folder; {tmp_path} has ar, es" in str(error.value)
+    assert f"did you mean '{tmp_path}/ar/train_48.jsonl'?" in str(error.value)
+
+
 def test_both_folders_of_lines_that_need_two_are_looked_for(tmp_path):
     lines = [{"sentences": ["a"], "img_path": name} for name in ("1.jpg", "COCO_val2014_1.jpg")]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

@@ -68,6 +68,9 @@ def test_wrong_tokenizers_are_errors(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
     with pytest.raises(ValueError, match=r"has no pad \(<pad> or \[PAD\]\)"):
         load_tokenizer(tmp_path / "vocab.txt")
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"the ending .jsonl is not known; allowed: folder, \*.json"):
+        load_tokenizer(tmp_path / "train.jsonl")
 
 
 def test_masks_hide_what_they_say():

@@ -7,6 +7,20 @@ from models.heads import Temperature
 from objectives.step import Step
 
 
+@pytest.mark.parametrize("choice", ["uniform", "probability", "similarity"])
+def test_broken_numbers_still_draw_a_caption_so_that_the_step_can_be_skipped(choice):
+    embed = torch.full((4, 2), torch.nan)
+    batch = SimpleNamespace(image_of_text=torch.tensor([0, 0, 1, 1]), image_id=torch.arange(2))
+    step = Step(
+        SimpleNamespace(temperature=lambda: torch.tensor(0.1)),
+        batch,
+        SimpleNamespace(embed=embed[:2]),
+        SimpleNamespace(embed=embed),
+        positive_choice=choice,
+    )
+    assert step.positive_text.shape == (2,)
+
+
 def test_the_temperature_learns_although_the_sampling_of_negatives_read_it_first():
     torch.manual_seed(0)
     temperature = Temperature(Temperature.Config())
