@@ -44,7 +44,6 @@ ENHANCERS = {
     "brightness": ImageEnhance.Brightness,
 }
 PLAIN = {"autocontrast": ImageOps.autocontrast, "equalize": ImageOps.equalize, "invert": ImageOps.invert}
-SIGNED = {*ENHANCERS, "shearX", "shearY", "translateX", "translateY"}
 
 
 def apply_operation(image: Image.Image, name: str, level: int, sign: int) -> Image.Image:

@@ -124,11 +124,6 @@ class Data:
             for paths in by_language.values():
                 list_files([paths] if isinstance(paths, str) else paths, files)
 
-    @property
-    def train_languages(self) -> list[str]:
-        """The languages that `language_of_text` of a batch counts."""
-        return self.dataset("train").languages
-
     def train_loader(self, rank: int = 0, world_size: int = 1, *, pin_memory: bool = False) -> Loader | StreamLoader:
         """This rank's batches of the training set; with several streams a list of batches for every iteration."""
         common = {"rank": rank, "world_size": world_size, "pin_memory": pin_memory}

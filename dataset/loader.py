@@ -105,12 +105,8 @@ class Loader:
     ) -> None:
         if batch_size < world_size:
             raise ValueError(f"batch_size is global and must be at least {world_size} (processes), found {batch_size}")
-        smallest = batch_size if drop_last else world_size
-        if len(dataset) < smallest:
-            raise DataError(
-                f"the training data has {len(dataset)} records that can be used; needed: at least {smallest}, the "
-                f"{'batch size' if drop_last else 'number of processes'}; lower data.batch_size (--bs) or add data"
-            )
+        if fault := too_few_records(len(dataset), batch_size, drop_last=drop_last, world_size=world_size):
+            raise DataError(fault)
         self.dataset, self.shuffle = dataset, shuffle
         make_plan = getattr(dataset, "plan", None)  # of data sets that have an order of their own
         self.plan = make_plan(batch_size, world_size, batches_per_draw) if make_plan and shuffle else None
@@ -142,11 +138,6 @@ class Loader:
     def batch_size(self) -> int:
         """Records of a batch over all ranks."""
         return self.layout.batch_size
-
-    @property
-    def num_remaining(self) -> int:
-        """Batches left in the current epoch."""
-        return self.layout.count_batches(self.consumed)
 
     def __iter__(self) -> Iterator[Any]:
         if self.consumed == 0:
@@ -247,3 +238,14 @@ def start_worker(worker: int) -> None:
     # The main process decides what a signal means; a status other than 0 would raise in the midst of its saving.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def too_few_records(num_records: int, batch_size: int, *, drop_last: bool, world_size: int = 1) -> str:
+    """Why a loader cannot make a single batch of so many records; empty if it can."""
+    smallest = batch_size if drop_last else world_size
+    if num_records >= smallest:
+        return ""
+    return (
+        f"the training data has {num_records} records that can be used; needed: at least {smallest}, "
+        f"the {'batch size' if drop_last else 'number of processes'}; lower data.batch_size (--bs) or add data"
+    )

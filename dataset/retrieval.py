@@ -58,9 +58,6 @@ class PairsConfig(FilesConfig):
         if any(number < 1 for number in folds):
             raise ValueError(f"folds must be at least 1, found {self.folds}")
 
-    def folds_of(self, language: str) -> int:
-        return self.folds.get(language, 1) if isinstance(self.folds, dict) else self.folds
-
     # Turns a line of a file into a record; None: JSON lines, or a JSON list.
     parse: ClassVar[Callable[[bytes], dict[str, Any]] | None] = None
 

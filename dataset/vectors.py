@@ -16,7 +16,6 @@ from dataset.files import DataError
 Kind = Literal["image", "text"]
 VALUES = "feature"  # the original's name for a vector in files
 FORMATS = (".jsonl", ".npy", ".parquet")
-LINES_PER_WRITE = 4096
 
 
 @dataclass(frozen=True)

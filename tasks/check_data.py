@@ -15,6 +15,7 @@ from dataset.check import Checker, Count, LanguageCount, count_chunks, cut_chunk
 from dataset.check_pairs import Split, find_leaks, find_repeats
 from dataset.data import Data, prepare_files
 from dataset.files import DataError
+from dataset.loader import too_few_records
 from dataset.samples import DescribedDataset
 from tasks.check_report import check_page, check_table
 from tasks.tool import RunToolConfig, Tool
@@ -64,6 +65,8 @@ class CheckData(Tool):
                 judged["repeats"] = find_repeats(arrays[name], batch_size, datasets[name].where_record)
                 objectives = stream.objectives if stream else run.objectives if name == "train" else {}
                 judged["is_contrasted"] = any(each in objectives for each in CONTRASTIVE)
+                if name == "train":
+                    self._judge_size(judged, len(datasets[name]))
                 result["splits"][name] = judged
             for name, trained in ((a, b) for a in EVALUATED for b in names if b not in EVALUATED):
                 if name in arrays and trained in arrays:
@@ -128,6 +131,13 @@ class CheckData(Tool):
             for count in distributed.gather_objects_on_main(own):
                 gathered.setdefault(split, Count()).add(count)
         return gathered
+
+    def _judge_size(self, judged: dict[str, Any], num_records: int) -> None:
+        """Enter that a run could not make a batch of the training data."""
+        data = self.config.run.data
+        if fault := too_few_records(num_records, data.batch_size, drop_last=data.drop_last):
+            judged["usable"] = False
+            judged["problems"]["fewer records than a batch"] = {"count": 1, "examples": [fault]}
 
     def _write_page(self, result: dict[str, Any]) -> None:
         folder = Path(self.config.output_dir)

@@ -239,7 +239,7 @@ def test_batches_of_one_set_in_large_contrastive_batches(examples, capsys):
 
 
 def test_the_records_pass_the_check(examples, capsys):
-    words = ["--task", "check_data", "--config", str(own_config(examples)), "num_workers=0", "data.cache_dir="]
+    words = ["--task", "check_data", "--config", str(own_config(examples)), "num_workers=0", *TINY]
     words += [
         "--output_dir",
         str(examples / "check"),

@@ -62,7 +62,7 @@ def test_gallery_keeps_several_captions_per_picture_and_drops_empty_ones(folder)
 def test_galleries_can_be_cut_into_folds(folder):
     records = [{"caption": [f"number {k}"], "image": f"{k % 4}{'x' * (k // 4)}.png"} for k in range(7)]
     config = ImageTextPairs.Config(files={"en": write_list(folder / "t.json", records)}, folds={"en": 3})
-    assert config.folds_of("en") == 3
+    assert config.num_folds("en") == 3
     folds = galleries(ImageTextPairs(config, preprocessing()))["en"]
     assert [len(fold.image_paths) for fold in folds] == [2, 2, 3]
     assert folds[2].captions == ["number 4", "number 5", "number 6"] and folds[2].image_of_text.tolist() == [0, 1, 2]

@@ -60,6 +60,13 @@ def test_sound_data_is_usable_and_the_run_is_left_alone(folder, capsys):
     assert "a run can use this data" in capsys.readouterr().out
 
 
+def test_data_that_makes_no_batch_is_unusable(folder, capsys):
+    status, result = check(folder, "data.batch_size=32")
+    assert status == 1 and not result["splits"]["train"]["usable"]
+    assert "has 24 records that can be used; needed: at least 32, the batch size" in capsys.readouterr().out
+    assert check(folder, "data.batch_size=32", "data.drop_last=false")[0] == 0
+
+
 def test_every_planted_problem_is_found_with_its_line(folder, capsys):
     cut = folder / "images/cut.png"
     cut.write_bytes((folder / "images/2.png").read_bytes()[:-30])
