@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import plain
-from bench.common import Options, Result, agree, caption_lengths, histogram, interleaved, rate, ratio
+from bench.common import Options, Result, agree, caption_lengths, histogram, interleaved, rates
 from dataset.batch import TextBatch
 from models.answer_decoder import AnswerDecoder
 from models.packing import pack
@@ -53,19 +53,9 @@ def run(options: Options) -> list[Result]:
     by_number = lambda n, p: torch.zeros(len(n), num_answers).scatter(1, n, p)  # noqa: E731
     words = agree(by_number(found.answer, found.probability), by_number(numbers, probability), TOLERANCE, "probability")
     seconds = interleaved({"plain": one_question_at_a_time, "ours": ours}, options.repeats)
-    return [
-        Result(
-            row="A15",
-            what=f"{num_candidates} of {num_answers} answers ranked for each of {num_questions} questions, fp32",
-            plain=rate(num_questions, seconds["plain"], "questions"),
-            ours=rate(num_questions, seconds["ours"], "questions"),
-            ratio=f"{ratio(seconds['plain'], seconds['ours']):.2f}x",
-            floor="-",
-            goal="-",
-            agreement=words,
-            notes=[f"A15: answers, {histogram(sizes, 1)}"],
-        )
-    ]
+    what = f"{num_candidates} of {num_answers} answers ranked for each of {num_questions} questions, fp32"
+    notes = [f"A15: answers, {histogram(sizes, 1)}"]
+    return [rates("A15", what, words, (num_questions, "questions"), (seconds["plain"], seconds["ours"]), notes=notes)]
 
 
 def make_answers(lengths: list[int], vocabulary: int) -> TextBatch:

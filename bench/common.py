@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,6 +97,15 @@ def spread(seconds: Sequence[float]) -> str:
 def rate(count: int, seconds: Sequence[float], unit: str) -> str:
     """Things per second at the median."""
     return f"{count / statistics.median(seconds):,.4g} {unit}/s"
+
+
+def rates(
+    row: str, what: str, agreement: str, counted: tuple[int, str], seconds: Sequence[Sequence[float]], **more: Any
+) -> Result:
+    """A row of things per second; counted: how many of what each run makes, seconds: of the plain way and of ours."""
+    plain, ours = (rate(counted[0], each, counted[1]) for each in seconds)
+    words = {"ratio": f"{ratio(*seconds):.2f}x", "floor": "-", "goal": "-"} | more
+    return Result(row=row, what=what, plain=plain, ours=ours, agreement=agreement, **words)
 
 
 def extra_memory(way: Callable[[], object]) -> int:

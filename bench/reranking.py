@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import plain
-from bench.common import Disagreement, Options, Result, agree, caption_lengths, histogram, interleaved, rate, ratio
+from bench.common import (
+    Disagreement,
+    Options,
+    Result,
+    agree,
+    caption_lengths,
+    histogram,
+    interleaved,
+    rate,
+    rates,
+    ratio,
+)
 from models.model import Model
 from models.text_encoder import TextState
 from tasks.rerank import Candidates, choose_candidates, rerank, score_pairs
@@ -181,15 +192,15 @@ def run_both_directions(options: Options) -> list[Result]:
     both = int((candidates.of_images & candidates.of_texts).sum())
     asked = int(candidates.of_images.sum() + candidates.of_texts.sum())
     return [
-        Result(
-            row="A4",
-            what=f"both directions, {count} images with one text each, top {num_candidates}, fp32",
-            plain=rate(asked, seconds["plain"], "asked pairs"),
-            ours=rate(asked, seconds["ours"], "asked pairs"),
+        rates(
+            "A4",
+            f"both directions, {count} images with one text each, top {num_candidates}, fp32",
+            words,
+            (asked, "asked pairs"),
+            (seconds["plain"], seconds["ours"]),
             ratio=f"{ratio(seconds['plain'], seconds['ours']):.2f}x on top",
             floor="no slower",
             goal="1.3x",
-            agreement=words,
             notes=[f"A4: both directions want {both} of {asked - both} pairs; the plain side is our own way, twice"],
         )
     ]

@@ -8,6 +8,7 @@ from bench import (
     contrastive,
     decoupled_curve,
     dual_encoder,
+    extraction,
     masked_words,
     reranking,
     search,
@@ -38,6 +39,7 @@ SMALL = Options(is_small=True, repeats=1)
         (contrastive, "A12"),
         (two_stacks, "A14"),
         (answers, "A15"),
+        (extraction, "extraction"),
     ],
 )
 def test_both_ways_agree_at_tiny_size(program, row):
