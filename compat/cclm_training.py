@@ -6,7 +6,7 @@ from typing import Any
 
 from compat.original import Original
 from utils.config import ConfigError
-from utils.config_tree import type_name
+from utils.config_tree import plain, type_name
 
 PRECISIONS = {"O0": "fp32", "O1": "fp16", "O2": "fp16", "O3": "fp16"}
 ACCELERATOR_KEYS = {
@@ -25,6 +25,7 @@ def training_settings(original: Original, kind: str, notices: list[str]) -> dict
         if value is not None and value != allowed:
             place = original.place(key.partition(".")[0])
             raise ConfigError(f"{place}: '{key}' must be {allowed}, found {type_name(value)}")
+    test = original.node("test_file")
     return {
         "optim.lr": schedule.get("lr", optimizer.get("lr")),
         "optim.weight_decay": optimizer.get("weight_decay"),
@@ -36,6 +37,8 @@ def training_settings(original: Original, kind: str, notices: list[str]) -> dict
         "train.epochs": schedule.get("epochs"),
         "train.first_evaluation_epoch": original.node("start_eval"),
         "train.eval_every_epochs": original.node("eval_interval"),
+        # Few-shot files watch the test set and have no other: there the best weights would be chosen on the test.
+        "train.test_weights": "last" if test is not None and not plain(test) else None,
         "train.save_every_epochs": original.node("ckpt_frequent"),
         "train.save_every_steps": original.node("ckpt_frequent_step"),
         **_accelerator_settings(original, notices),

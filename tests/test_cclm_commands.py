@@ -12,6 +12,7 @@ from tests import toy_cclm
 from tests.compat.cclm_files import FILES
 from tests.ranks import run_commands
 from tests.toy_cclm import FLICKR_CO, SIZES, WIT
+from utils.config import read_yaml
 
 COMMON = "--dist 1 --seed 42 --checkpoint pretrained.th --output_dir output/it"
 FEW = "evaluation.report_queries=1 evaluation.num_candidates=4 data.batch_size=4".split()
@@ -122,6 +123,8 @@ def test_multi30k(command, part):
     expected = {f"data/finetune/multi30k/train.{x}.json" for x in trained}
     expected |= {f"data/finetune/multi30k/{s}.{x}.json" for x in SETS[part] for s in ("val", "test_2016_flickr")}
     assert toy_cclm.read_files(folder) == expected
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines if line["kind"] == "eval"] == ["val", "test"]  # tested once, at the end
 
 
 @pytest.mark.parametrize("part, tested", [("en", "en zh ja"), ("ja", "ja"), ("zh", "zh"), ("all", "en zh ja")])
@@ -153,6 +156,7 @@ def test_xflickrco_with_a_hundred_shots(command):
     assert languages_of(folder) == ["de"] and shown_texts(folder)["de"].startswith("de ")
     annotations = "iglue/datasets/xFlickrCO/annotations/de"
     assert toy_cclm.read_files(folder) == {f"{annotations}/train_100.jsonl", f"{annotations}/test.jsonl"}
+    assert read_yaml(folder / "config.yaml")["train"]["test_weights"] == "last"  # the test set is all that is watched
 
 
 def test_any_language_that_has_a_file(command, world):
@@ -240,7 +244,19 @@ def memory():
     system.rm("/", recursive=True)
 
 
-def test_remote_config_checkpoint_data_and_results(command, world, memory, monkeypatch):
+def test_pretraining_by_remote_config_and_data(command, world, memory, monkeypatch):
+    monkeypatch.setattr("utils.remote.CACHE", str(world / "cache"))
+    text = FILES["Pretrain_3m.yaml"].replace("hdfs://path/to/", "memory://bucket/")
+    memory.pipe_file("/bucket/own.yaml", text.replace("num_workers: 4", "num_workers: 0").encode())
+    for name in ("cc-3m-uc2", "wikimatrix"):
+        memory.pipe_file(f"/bucket/{name}/part_0", (world / f"data/pretrain/{name}/part_0.json").read_bytes())
+    words = "--task pretrain_cclm_3m --dist 1 --config memory://bucket/own.yaml --output_dir output/remote"
+    folder = command(f"{words} {PRETRAINING}")
+    assert losses_of(folder) == losses_of(command(f"--task pretrain_cclm_3m --output_dir output/here {PRETRAINING}"))
+    assert toy_cclm.read_files(folder) == {"memory://bucket/cc-3m-uc2", "memory://bucket/wikimatrix"}
+
+
+def test_remote_checkpoint_data_and_results(command, world, memory, monkeypatch):
     monkeypatch.setattr("utils.remote.CACHE", str(world / "cache"))
     for name in ("pretrained.th", "data/finetune/multi30k/test_2016_flickr.de.json"):
         memory.pipe_file(f"/bucket/{Path(name).name}", (world / name).read_bytes())

@@ -10,6 +10,7 @@ from dataset.bad_records import BadRecords
 from dataset.labelled import PicturePairs
 from dataset.samples import Preprocessing
 from dataset.transforms import Resize
+from tasks import classify
 from tasks.classify import LabelEvaluation
 from tests.dataset.toy import WordTokenizer, picture
 from tests.tiny import build_model, model_tree
@@ -72,3 +73,14 @@ def test_a_picture_is_encoded_once_for_all_languages(sets, model, monkeypatch):
 def test_the_area_under_the_roc_curve_is_another_metric(sets, model):
     chosen = evaluation(sets, metric="auc")
     assert chosen.headline == "auc" and set(chosen(model, "test")["en"]) == {"auc"}
+
+
+def test_processes_share_the_texts_and_repeat_none(sets, monkeypatch):
+    sets = sets.labelled_sets(BadRecords(0.0))
+    monkeypatch.setattr(classify, "world_size", lambda: 3)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(classify, "rank", lambda number=number: number)
+        shares.append([place for batch in classify.own_places(sets, 2) for place in batch])
+    every = [(name, k) for name, labelled in sets.items() for k in range(len(labelled.items))]
+    assert all(shares) and sorted(place for share in shares for place in share) == sorted(every)
