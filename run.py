@@ -17,7 +17,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from compat.command_line import WRONG_USE, parse
+try:
+    from compat.command_line import WRONG_USE, parse
+except ModuleNotFoundError as error:  # as a rule another Python than the environment's
+    print(f"run.py: error: {error} for {sys.executable}; see Install in README.md", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     import argparse

@@ -37,6 +37,14 @@ def test_help_comes_at_once():
     assert time.monotonic() - started < 2  # a machine at rest needs 0.05 s; importing torch alone takes longer
 
 
+def test_a_python_without_the_packages_is_told_where_to_look():
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "run.py"), "--task", "list"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("run.py: error: No module named 'ruamel' for ") and "README.md" in done.stderr
+
+
 def test_the_task_list_names_class_and_config():
     done = command("--task", "list")
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
