@@ -51,6 +51,13 @@ INTERVALS = {
     "save-epoch-frequency": "train.save_every_epochs",
     "save-step-frequency": "train.save_every_steps",
 }
+# The original's teachers, which it gets from ModelScope; two of them are released files.
+TEACHERS = {
+    "damo/multi-modal_clip-vit-huge-patch14_zh": "clip_cn_vit-h-14.pt",
+    "damo/multi-modal_clip-vit-large-patch14_zh": "clip_cn_vit-l-14.pt",
+    "damo/multi-modal_team-vit-large-patch14_multi-modal-similarity": "",
+    "damo/multi-modal_rleg-vit-large-patch14": "",
+}
 DEFAULT_VISION, DEFAULT_TEXT = "ViT-B-16", "RoBERTa-wwm-ext-base-chinese"
 
 
@@ -105,7 +112,8 @@ def output_of(given: Mapping[str, Any]) -> str | None:
     """The folder of a run: `{logs}/{name}`, as there."""
     if "logs" not in given and "name" not in given:
         return None
-    return str(Path(given.get("logs") or "logs") / given.get("name", "train_clip"))
+    logs = given.get("logs") or "logs"
+    return str(Path("logs" if logs.lower() == "none" else logs) / given.get("name", "train_clip"))
 
 
 def translate(given: Mapping[str, Any], world: int) -> Translation:
@@ -137,9 +145,15 @@ def _data(given: Mapping[str, Any], world: int, found: Translation) -> None:
 
 def _model(given: Mapping[str, Any], world: int, found: Translation) -> None:
     vision = given.get("vision-model", DEFAULT_VISION)
-    if "text-model" in given:
-        section = model_section(named_config(vision, given["text-model"]))["text_encoder"]
-        found.settings |= {f"model.text_encoder.{name}": value for name, value in section.items()}
+    section = model_section(named_config(vision, given.get("text-model", DEFAULT_TEXT)))
+    for flag, part in (("vision-model", "image_encoder"), ("text-model", "text_encoder")):
+        if flag in given:
+            found.settings |= {f"model.{part}.{name}": value for name, value in section[part].items()}
+    if "vision-model" in given:
+        found.settings |= {
+            "model.embed_dim": section["embed_dim"],
+            "model.image_projection_form": section.get("image_projection_form"),
+        }
     is_resnet = vision == "RN50"
     if given.get("mask-ratio") and is_resnet:
         found.notices.append("--mask-ratio masks patches, of which RN50 has none; it is not used")
@@ -182,8 +196,12 @@ def _objectives(given: Mapping[str, Any], world: int, found: Translation) -> Non
             "the temperature's gradient is that of the whole batch; train.decoupled_parameter_gradient=repeated "
             "gives the original's, --accum-freq times as large"
         )
-    if "teacher-model-name" in given and "distillation" not in given:
-        found.settings["objectives.distill_images.teacher"] = given["teacher-model-name"]
+    idle = [f"--{name}" for name in ("teacher-model-name", "kd_loss_weight") if name in given]
+    if idle and "distillation" not in given:
+        found.notices.append(f"{' and '.join(idle)}: nothing is distilled without --distillation")
+        return
+    if given.get("teacher-model-name") in TEACHERS:
+        raise ConfigError(_told_teacher(given["teacher-model-name"]))
     if "distillation" in given:
         if "teacher-model-name" not in given:
             raise ConfigError("command line: --distillation needs --teacher-model-name, a checkpoint of any system")
@@ -191,7 +209,18 @@ def _objectives(given: Mapping[str, Any], world: int, found: Translation) -> Non
         found.settings["objectives.distill_images"] = teacher | {"gather": gather}
 
 
+def _told_teacher(name: str) -> str:
+    file = TEACHERS[name] or "its model is of no system here, any released file or run does, as clip_cn_vit-h-14.pt"
+    return f"command line: --teacher-model-name {name} is a name on ModelScope, and nothing is downloaded; give {file}"
+
+
 def _notices(given: Mapping[str, Any], found: Translation) -> None:
+    if given.get("precision") == "fp16":
+        found.notices.append("--precision fp16 is mixed precision as amp is: weights and moments stay in 32 bits")
+    if "valid-num-workers" in given:
+        found.notices.append("--valid-num-workers is not used; as many threads as --num-workers read the evaluation")
+    if given.get("logs", "logs").lower() in ("", "none"):
+        found.notices.append("--logs none: a run always writes its folder, here below 'logs'")
     if "use-flash-attention" in given:
         found.notices.append("--use-flash-attention: the fastest attention of the machine is used in any case")
     if "skip-scheduler" in given:
