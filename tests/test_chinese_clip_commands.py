@@ -30,6 +30,15 @@ COMMON = (
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with eight pairs and tiny settings of both towers."""
+    write_pairs(tmp_path)
+    for tower, image in (("vit_b_16", VIT), ("rn50", RESNET)):
+        (tmp_path / f"{tower}.yaml").write_text(SIZES.format(root=rosetta.ROOT, tower=tower, image=image))
+    monkeypatch.chdir(rosetta.ROOT)
+    return tmp_path
+
+
+def write_pairs(folder):
+    """Eight pairs as a texts' file and an images' file."""
     draw = np.random.default_rng(0)
     texts, images = [], []
     for number in range(8):
@@ -37,12 +46,8 @@ def project(tmp_path, monkeypatch):
         Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(packed, "PNG")
         images.append(f"{number}\t{base64.b64encode(packed.getvalue()).decode()}\n")
         texts.append(json.dumps({"text_id": number, "text": f"picture {number}", "image_ids": [number]}) + "\n")
-    (tmp_path / "train_imgs.tsv").write_text("".join(images))
-    (tmp_path / "train_texts.jsonl").write_text("".join(texts))
-    for tower, image in (("vit_b_16", VIT), ("rn50", RESNET)):
-        (tmp_path / f"{tower}.yaml").write_text(SIZES.format(root=rosetta.ROOT, tower=tower, image=image))
-    monkeypatch.chdir(rosetta.ROOT)
-    return tmp_path
+    (folder / "train_imgs.tsv").write_text("".join(images))
+    (folder / "train_texts.jsonl").write_text("".join(texts))
 
 
 def train(project, name, words="", tower="vit_b_16"):
