@@ -79,5 +79,5 @@ def test_a_position_table_that_is_no_grid_is_refused():
     original = to_original(model.state_dict(), to_tree(model.config), "r2d2")
     name = "visual_encoder.embeddings.position_embedding.weight"
     original[name] = torch.randn(1 + 7, original[name].shape[1])
-    with pytest.raises(ValueError, match="7 positions"):
+    with pytest.raises(ValueError, match="8 rows"):
         translate(original, to_tree(model.config))
