@@ -18,6 +18,7 @@ from objectives.step import Step
 from tasks.encode import encode_step
 from tests.parity.runners.ccrk_model import build_model, gradient_norms, text_batch
 from tests.parity.runners.common import (
+    OUTPUT_TOLERANCE,
     Case,
     assert_close,
     assert_gradient_norms,
@@ -26,6 +27,7 @@ from tests.parity.runners.common import (
     cclm_model_tree,
     loss_tolerance,
     read_case,
+    weight_tolerance,
 )
 from tests.ranks import run_on_ranks
 
@@ -118,7 +120,8 @@ def check_encodings(step: Step, outputs: Inputs) -> None:
             "pred_bbox": predict_boxes(step),
         }
     for name in found.keys() & outputs.keys():
-        assert_close(found[name], outputs[name], name)
+        tolerance = weight_tolerance(step.temperature) if name.startswith("weights_") else OUTPUT_TOLERANCE
+        assert_close(found[name], outputs[name], name, tolerance)
 
 
 def losses_of(step: Step, part: str, inputs: Inputs) -> dict[str, Tensor]:
@@ -161,7 +164,8 @@ def _pretrain_rank(rank: int, folder: Path) -> None:
         check_losses(losses, outputs, part, loss_tolerance(step.temperature))
         model.zero_grad()
         sum(losses.values()).backward()
-        assert_rank_gradients(model, tree, outputs, folder / f"grad_norms.{part}.mean_over_ranks.json")
+        norms = folder / f"grad_norms.{part}.mean_over_ranks.json"
+        assert_rank_gradients(model, tree, outputs, norms, step.temperature)
 
 
 def box_loss(folder: Path) -> None:

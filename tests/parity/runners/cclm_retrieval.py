@@ -23,6 +23,7 @@ from tests.parity.runners.common import (
     cclm_model_tree,
     loss_tolerance,
     read_case,
+    weight_tolerance,
 )
 from tests.ranks import run_on_ranks
 from utils.metrics import recall, recall_metrics, retrieval_ranks
@@ -72,7 +73,7 @@ def check_weights(case: Case, step: Step, variant: str) -> None:
     for name, weights in (("weights_t2i", found.image), ("weights_i2t", found.text)):
         expected = case.outputs.get(f"{variant}.{name}")
         if expected is not None:
-            assert_close(weights, expected, f"{variant}.{name}")
+            assert_close(weights, expected, f"{variant}.{name}", weight_tolerance(step.temperature))
 
 
 @torch.no_grad()
@@ -141,7 +142,8 @@ def _retrieval_rank(rank: int, folder: Path) -> None:
         outputs = {
             n.removeprefix(f"{own}{variant}."): v for n, v in case.outputs.items() if n.startswith(own + variant)
         }
-        assert_rank_gradients(model, tree, outputs, folder / f"grad_norms.{variant}.mean_over_ranks.json")
+        norms = folder / f"grad_norms.{variant}.mean_over_ranks.json"
+        assert_rank_gradients(model, tree, outputs, norms, step.temperature)
 
 
 KINDS = {

@@ -56,12 +56,32 @@ def loss_tolerance(temperature: Tensor | None) -> float:
     Two roundings of the same cosine lie 1e-7 apart, so their logits 1e-4 at the least temperature of the originals
     (0.001, losses of about 10); there float64 is as far from either. The fixtures allow 1e-5 everywhere.
     """
-    return LOSS_TOLERANCE if temperature is None else max(LOSS_TOLERANCE, 1e-8 / float(temperature.detach()))
+    return max(LOSS_TOLERANCE, logit_rounding(temperature) / 10)
 
 
-def assert_gradient(found: Tensor, expected: Tensor, what: str) -> None:
+def weight_tolerance(temperature: Tensor | None) -> float:
+    """The same for weights that are a softmax of such logits."""
+    return max(OUTPUT_TOLERANCE, logit_rounding(temperature))
+
+
+def logit_rounding(temperature: Tensor | None) -> float:
+    return 0.0 if temperature is None else 1e-7 / float(temperature.detach())
+
+
+def temperature_gradient_rounding(temperature: Tensor | None) -> float:
+    """How well the temperature's own gradient is known, which sums rounded logits divided by it, and their softmax.
+
+    That is nothing at 0.07, and a thousandth of the gradient at the least temperature, 0.001.
+    """
+    if temperature is None:
+        return 0.0
+    divisor = float(temperature.detach())
+    return 5e-7 / divisor**2 + 1e-8 / divisor**3
+
+
+def assert_gradient(found: Tensor, expected: Tensor, what: str, floor: float = 0.0) -> None:
     found, expected = float(found), float(expected)
-    allowed = GRADIENT_TOLERANCE * max(abs(expected), 1e-6)
+    allowed = GRADIENT_TOLERANCE * max(abs(expected), 1e-6) + floor
     assert abs(found - expected) <= allowed, f"gradient norm of {what}: {found:.8g}, expected {expected:.8g}"
 
 
@@ -69,21 +89,20 @@ def assert_gradient_norms(found: dict[str, Tensor], path: Path, temperature: Ten
     """Norms by original name against a JSON file; null means no gradient.
 
     Some gradients are zero but for rounding (a key's bias moves all logits of a softmax alike): below a millionth of
-    the largest norm only the order of magnitude counts. The temperature's gradient sums rounded logits divided by it,
-    and the softmax of such logits: it is known to about 5e-7 / temperature^2 + 1e-8 / temperature^3, which is nothing
-    at 0.07 and a thousandth of the gradient at the least temperature, 0.001.
+    the largest norm only the order of magnitude counts.
     """
     expected = json.loads(path.read_text(encoding="utf-8"))
     floor = 1e-6 * max(value or 0.0 for value in expected.values())
-    divisor = 1.0 if temperature is None else float(temperature.detach())
-    rounding = {"temp": 5e-7 / divisor**2 + 1e-8 / divisor**3}
+    rounding = {"temp": temperature_gradient_rounding(temperature)}
     for name, value in expected.items():
         norm = float(found[name]) if name in found else 0.0
         allowed = GRADIENT_TOLERANCE * (value or 0.0) + floor + rounding.get(name, 0.0)
         assert abs(norm - (value or 0.0)) <= allowed, f"gradient norm of {name}: {norm:.8g}, expected {value}"
 
 
-def assert_rank_gradients(model: nn.Module, tree: dict[str, Any], outputs: dict[str, Tensor], norms: Path) -> None:
+def assert_rank_gradients(
+    model: nn.Module, tree: dict[str, Any], outputs: dict[str, Tensor], norms: Path, temperature: Tensor
+) -> None:
     """This rank's gradients (`grad_local.*`) and their means over ranks (`grad_mean.*`) as in outputs; norms of all."""
     stage = "pretrain" if tree.get("has_masked_language_head") else "finetune"
     local = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
@@ -98,9 +117,10 @@ def assert_rank_gradients(model: nn.Module, tree: dict[str, Any], outputs: dict[
     for key, expected in outputs.items():
         kind, _, name = key.partition(".")
         if kind in written:
-            assert (written[kind][name] - expected).norm() <= GRADIENT_TOLERANCE * expected.norm(), key
+            rounding = temperature_gradient_rounding(temperature) if name == "temp" else 0.0
+            assert (written[kind][name] - expected).norm() <= GRADIENT_TOLERANCE * expected.norm() + rounding, key
     found = {name: value.norm() for name, value in written["grad_mean"].items() if value.is_floating_point()}
-    assert_gradient_norms(found, norms)
+    assert_gradient_norms(found, norms, temperature)
 
 
 def cclm_model_tree(config: dict[str, Any], *, is_pretraining: bool = False) -> dict[str, Any]:
