@@ -51,10 +51,11 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int, st
         return _epoch_cosine(config, step, total_steps, warmup_steps, steps_per_epoch)
     if step < warmup_steps:
         return config.start + (1 - config.start) * (step + config.first_step) / max(1, warmup_steps)
-    remaining = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+    num_steps = max(1, total_steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / num_steps)
     curves = {
-        "linear": remaining,
-        "cosine": 0.5 * (1 + math.cos(2 * math.pi * config.cycles * (1 - remaining))),
+        "linear": max(0.0, (total_steps - step) / num_steps),
+        "cosine": 0.5 * (1 + math.cos(2 * math.pi * config.cycles * progress)),
         "constant": 1.0,
         "steps": config.gamma ** sum(milestone <= step for milestone in config.milestones),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-ETA, TINY = 0.001, 1e-8
+ETA = 0.001
 
 
 class Lars(Optimizer):
@@ -27,11 +27,12 @@ class Lars(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         eta: float = ETA,
+        eps: float = 1e-8,
         is_nesterov: bool = False,
     ) -> None:
         if momentum < 0 or eta <= 0 or (is_nesterov and (momentum == 0 or dampening)):
             raise ValueError(f"momentum {momentum}, dampening {dampening}, eta {eta} do not go together")
-        settings = {"momentum": momentum, "dampening": dampening, "eta": eta, "is_nesterov": is_nesterov}
+        settings = {"momentum": momentum, "dampening": dampening, "is_nesterov": is_nesterov, "eta": eta, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "is_adapted": True, **settings})
 
     @torch.no_grad()
@@ -51,7 +52,7 @@ class Lars(Optimizer):
         change = gradient + decay * parameter
         if group["is_adapted"]:
             norm, gradient_norm = parameter.norm(), gradient.norm()
-            ratio = group["eta"] * norm / (gradient_norm + decay * norm + TINY)
+            ratio = group["eta"] * norm / (gradient_norm + decay * norm + group["eps"])
             change = change * torch.where((norm > 0) & (gradient_norm > 0), ratio, torch.ones_like(ratio))
         change = change * group["lr"]
         if momentum:

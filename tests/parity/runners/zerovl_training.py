@@ -56,7 +56,7 @@ def run_lars(folder: Path) -> None:
     case = read_case(folder)
     for variant in case.config["variants"]:
         parameters = [nn.Parameter(case.inputs[f"p{k}"].clone()) for k in range(case.config["n"])]
-        options = dict(variant["kw"])
+        options = {"momentum": 0.0} | variant["kw"]
         options["is_nesterov"] = options.pop("nesterov", False)
         excluded = set(variant.get("exclude", []))
         groups = [{"params": [p], "is_adapted": k not in excluded} for k, p in enumerate(parameters)]
