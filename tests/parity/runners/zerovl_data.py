@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset.auto_augment import apply_operation, apply_policy
+from dataset.auto_augment import POLICIES, SIGNED, apply_operation, apply_policy
 from dataset.image_steps import ImageSteps
 from dataset.loader import Loader
 from dataset.mixture import Mixture
@@ -118,7 +119,7 @@ def run_image_transforms(folder: Path) -> None:
         found = apply_operation(image, name, level, sign)
         check_pixels(np.asarray(found), case.outputs[f"op.{name}.{level}.{'p' if sign > 0 else 'm'}"], name)
     for place, (number, uniforms, signs) in enumerate(case.config["policies"]):
-        found = apply_policy(image, number, iter(uniforms), iter(signs))
+        found = apply_policy(image, number, iter(uniforms), signs_of_operations(number, uniforms, signs))
         check_pixels(np.asarray(found), case.outputs[f"policy.{place}"], f"policy {number}")
     packed = io.BytesIO()
     image.save(packed, "PNG")
@@ -129,6 +130,14 @@ def run_image_transforms(folder: Path) -> None:
         found = (steps(packed.getvalue()) / 255 - mean) / std
         difference = np.abs(found - case.outputs[variant["name"]].numpy()).max()
         assert difference <= 1 / 255 / std.min() + 1e-6, variant["name"]
+
+
+def signs_of_operations(number: int, uniforms: list[float], drawn: list[int]) -> Iterator[int]:
+    """A sign for every operation of a policy that is applied; the original draws one only where it has a meaning."""
+    left = iter(drawn)
+    for uniform, (probability, name, _) in zip(uniforms, POLICIES[number], strict=True):
+        if uniform < probability:
+            yield next(left) if name in SIGNED else 1
 
 
 def check_pixels(found: np.ndarray, expected: Tensor, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compat import zerovl_rules
 from objectives.step import Step
 from optim import GroupRule, OptimConfig, make_optimizer, set_learning_rate
 from scheduler import ScheduleConfig, learning_rate_factor
@@ -17,6 +18,7 @@ from tasks.image_text import ImageText, join_batches
 from tests.parity.runners.common import Case, assert_close, read_case
 from tests.parity.runners.zerovl_losses import decoupled_step, make_task, original_tensors, plain_step
 from tests.parity.runners.zerovl_model import make_batch
+from utils.config import to_tree
 from utils.lars import Lars
 from utils.precision import guarded_step
 
@@ -87,7 +89,7 @@ def check_trajectory(case: Case, variant: dict[str, Any]) -> None:
     plan = schedule("cosine_schedule_with_warmup_min_lr_scale", param, config["warmup_proportion"])
     optim = OptimConfig(
         lr=config["lr"], weight_decay=variant.get("weight_decay", 0.001), betas=[0.9, 0.98], eps=1e-6,
-        decays_vectors=True, no_decay=[], rules=group_rules(variant.get("rules", {})),
+        decays_vectors=True, no_decay=[], rules=group_rules(variant.get("rules", {}), to_tree(task.model.config)),
     )  # fmt: skip
     optimizer = make_optimizer(task, optim)
     inner = getattr(next(iter(task.objectives.values())), "objective", None)
@@ -137,13 +139,11 @@ def task_step(task: ImageText, batch: Any, joint: dict[str, torch.Tensor]) -> St
     return Step(task.model, batch, images, texts)
 
 
-def group_rules(rules: dict[str, Any]) -> list[GroupRule]:
-    """Rules on original names as rules on ours: only the text tower's norms are called otherwise."""
+def group_rules(rules: dict[str, Any], model: dict[str, Any]) -> list[GroupRule]:
+    """Rules on original names as rules on ours."""
     return [
-        GroupRule(
-            rule["regex"].replace("LayerNorm", "norm"), rule["param"].get("lr"), rule["param"].get("weight_decay")
-        )
-        for rule in rules.values()
+        GroupRule(rule["match"], rule.get("lr"), rule.get("weight_decay"))
+        for rule in zerovl_rules.group_rules(rules, model, "rules")
     ]
 
 
