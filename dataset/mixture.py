@@ -26,25 +26,39 @@ class Plan(Protocol):
     def order(self, seed: int, epoch: int) -> np.ndarray: ...
 
 
+def count_draws(size: int, draw_size: int, world_size: int) -> int:
+    """Whole draws until a set is through; one whose rows do not divide by the ranks is filled up, as the original's
+    sampler does.
+    """
+    if draw_size % world_size:
+        return size // draw_size
+    return -(-size // world_size) // (draw_size // world_size)
+
+
 @dataclass(frozen=True)
 class SequentialPlan:
     """Whole batches of the first set, then of the second, ...; each set in another order every epoch."""
 
     sizes: tuple[int, ...]
     batch_size: int
+    world_size: int
 
     @property
     def num_records(self) -> int:
         """Records of an epoch; the rest of a set that fills no batch is left out."""
-        return sum(size // self.batch_size * self.batch_size for size in self.sizes)
+        return sum(self._records_of_sets)
+
+    @property
+    def _records_of_sets(self) -> list[int]:
+        return [count_draws(size, self.batch_size, self.world_size) * self.batch_size for size in self.sizes]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Record numbers of all sets together, (num_records,)."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
         parts = []
-        for k, size in enumerate(self.sizes):
+        for k, (size, num_records) in enumerate(zip(self.sizes, self._records_of_sets, strict=True)):
             permutation = np.random.default_rng([seed, epoch, k]).permutation(size)
-            parts.append(permutation[: size // self.batch_size * self.batch_size] + starts[k])
+            parts.append(np.resize(permutation, num_records) + starts[k])
         return np.concatenate(parts)
 
 
@@ -54,8 +68,7 @@ class DebiasedPlan:
 
     A contrastive batch then holds no negatives that are easy because they come from elsewhere (ZeroVL, arXiv
     2112.09331, section 3.2). A set that is through starts again in another order. Draws and orders are functions of
-    seed and epoch, so all ranks have the same. An epoch has as many draws as the sets have together; a set whose rows
-    do not divide by the ranks is filled up, as the original's sampler does.
+    seed and epoch, so all ranks have the same. An epoch has as many draws as the sets have together.
     """
 
     sizes: tuple[int, ...]
@@ -65,9 +78,7 @@ class DebiasedPlan:
     @property
     def draws_of_sets(self) -> list[int]:
         """Draws until a set is through."""
-        if self.draw_size % self.world_size:
-            return [size // self.draw_size for size in self.sizes]
-        return [-(-size // self.world_size) // (self.draw_size // self.world_size) for size in self.sizes]
+        return [count_draws(size, self.draw_size, self.world_size) for size in self.sizes]
 
     @property
     def num_draws(self) -> int:
@@ -136,9 +147,11 @@ class Mixture:
 
     def plan(self, batch_size: int, world_size: int, batches_per_draw: int) -> Plan | None:
         """The order of every epoch; None: all shuffled. DataError if a set is smaller than what is drawn of it."""
-        if self.config.order == "shuffle":
-            return None
         sizes = tuple(len(part) for part in self.sets.values())
+        if self.config.order == "shuffle":
+            total = sum(sizes)
+            is_filled_up = count_draws(total, batch_size, world_size) * batch_size > total >= batch_size
+            return SequentialPlan((total,), batch_size, world_size) if is_filled_up else None
         draw_size = batch_size * (batches_per_draw if self.config.order == "debias" else 1)
         for name, size in zip(self.sets, sizes, strict=True):
             if size < draw_size:
@@ -147,7 +160,7 @@ class Mixture:
                     f"{draw_size}; a smaller batch or order: shuffle would do"
                 )
         if self.config.order == "sequential":
-            return SequentialPlan(sizes, batch_size)
+            return SequentialPlan(sizes, batch_size, world_size)
         return DebiasedPlan(sizes, draw_size, world_size)
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:

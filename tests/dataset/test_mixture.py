@@ -43,7 +43,7 @@ def test_batches_of_a_draw_stay_with_one_set():
 
 
 def test_sequential_takes_one_set_after_the_other():
-    order = SequentialPlan(SIZES, 8).order(0, 0)
+    order = SequentialPlan(SIZES, 8, 1).order(0, 0)
     assert [next(iter(set_of(batch))) for batch in order.reshape(-1, 8)] == [0] * 4 + [1] + [2] * 2
 
 
@@ -103,3 +103,10 @@ def test_records_of_all_sets_are_described_in_their_order(folder):
     described = [(mixture.where_record(k), mixture.describe(k).captions) for k in range(mixture.num_records)]
     own = [(part.where_record(k), part.describe(k).captions) for part in parts for k in range(part.num_records)]
     assert len(parts) > 1 and described == own
+
+
+def test_every_order_fills_up_a_set_whose_rows_do_not_divide_by_the_ranks():
+    """As the original's sampler: 15 rows are 8 a rank of two, so 4 batches of 4; no batch names a row twice."""
+    order = SequentialPlan((15, 5), 4, 2).order(0, 0)
+    assert len(order) == 16 + 4 and set(order[:16]) == set(range(15)) and set(order[16:]) < set(range(15, 20))
+    assert all(len(set(order[k : k + 4])) == 4 for k in range(0, 20, 4))
