@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
         return RegionTokens(torch.cat([mean, patches], dim=1), full, shares_patches=True)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 pixels as normalised floats; floats are normalised already."""
+        """Pixels (M, 3, H, W), uint8 as normalised floats; floats are normalised already."""
         return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
 
     def _as_sequence(self, feature_map: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class Model(DualEncoder):
         return torch.stack(sides, dim=1)
 
     def fuse_texts(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> TextState:
-        """Every text after all fusion layers, each with its image."""
+        """Every text after all fusion layers, each with its image: text t with the keys of image_of_text[t], (T,)."""
         return replace(texts, tokens=self.text_fusion(texts, keys, image_of_text))
 
     def region_side(self, regions: RegionState, full_keys: list[KeyValue]) -> ImageSide:

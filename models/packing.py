@@ -77,7 +77,7 @@ def num_spare_rows(num_rows: int, device: torch.device) -> int:
 
 
 def with_spare_rows(index: Tensor) -> Tensor:
-    """Row numbers with as many repeats of row 0 behind them as `num_spare_rows` says."""
+    """Row numbers index (P,) with as many repeats of row 0 behind them as `num_spare_rows` says: (P + spare,)."""
     return F.pad(index, (0, num_spare_rows(len(index), index.device)))
 
 

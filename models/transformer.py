@@ -48,7 +48,7 @@ class KeyValue:
     mask: Tensor | None = None
 
     def select(self, index: Tensor) -> KeyValue:
-        """Keys and values of the images `index`."""
+        """Keys and values of the images `index` (P,), repeats and any order allowed."""
         return KeyValue(self.key[index], self.value[index], None if self.mask is None else self.mask[index])
 
     def with_first(self, first: KeyValue, mask: Tensor) -> KeyValue:

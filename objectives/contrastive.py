@@ -145,7 +145,7 @@ class PairContrastive(EmbeddingObjective):
         self.config = config
 
     def ids(self, step: Step) -> tuple[Tensor, Tensor]:
-        """A number for every image of all ranks."""
+        """What belongs together over all ranks: numbers of the images (M,) and of the texts (T,)."""
         if self.config.by_identity:
             return step.image_id, step.text_id
         image_id = torch.arange(len(step.images.embed), device=step.text_id.device) + (rank() << 40)

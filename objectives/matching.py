@@ -41,7 +41,7 @@ def negative_weights(
 
 
 def negative_weights_of_all(step: Step, positive_text: Tensor, floor: float) -> NegativeWeights:
-    """The same for own rows with the images and texts of all ranks as candidates."""
+    """Weights (M, images of all ranks) and (M, texts of all ranks) for own rows, as `negative_weights` makes them."""
     image, text = step.images.embed.detach().float(), step.texts.embed.detach().float()
     all_image, all_text = gather_rows(image, "none"), gather_rows(text, "none")
     all_image_id, all_text_id = gather_rows(step.image_id, "none"), gather_rows(step.text_id, "none")
@@ -150,7 +150,8 @@ def match_logits(step: Step, positive_text: Tensor, negative_image: Tensor, nega
 
 
 def global_match_logits(step: Step, positive_text: Tensor, negative_image: Tensor, negative_text: Tensor) -> Tensor:
-    """The same for negatives that are numbered over all ranks; gradients flow to the rank that holds them.
+    """`match_logits`, (3M, S, 2), for negatives (M,) that are numbered over all ranks; gradients flow to the rank that
+    holds them.
 
     The drawn numbers go to the host once: they say how many rows travel between which ranks.
     """

@@ -64,7 +64,7 @@ class CoinFlipMixup:
         return self.objective.loss(step, *both, (step.mix.share, 1 - step.mix.share))
 
     def statistics(self, step: Step) -> dict[str, Tensor]:
-        """The inner objective's numbers for the log; with the unmixed partners as right ones, as the original's."""
+        """The inner objective's numbers () for the log; with the unmixed partners as right ones, as the original's."""
         return self.objective.statistics(step) if isinstance(self.objective, ReportsStatistics) else {}
 
 

@@ -16,7 +16,7 @@ _BLOCK_ELEMENTS = 1 << 24  # similarities that are held at once
 
 
 def shuffled_batches(num_pairs: int, batch_size: int, num_processes: int, seed: int) -> Tensor:
-    """Numbers of the pairs (b, N) in the batches of all processes.
+    """Numbers of the pairs in the batches of all processes: (b, N), a row for each process's batch of N.
 
     As torch's DistributedSampler hands them out: the count is filled up to whole batches of all processes with the
     first pairs, shuffled by the seed, and process r takes every R-th from r.
