@@ -11,7 +11,7 @@ from compat.chinese_clip_flags import FLAGS, translate
 from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config
-from tasks import DEFAULT_CONFIG
+from tasks import DEFAULT_CONFIG, TOOLS
 from utils.config import build
 
 SCRIPTS = sorted((rosetta.ROOT / "run_scripts").glob("*_*_vit-*.sh"))
@@ -145,6 +145,22 @@ def test_there_is_a_script_for_every_recipe_of_the_original():
     ends = ["coco-cn", "flickr30k", "flickr30k:_flip", "muge", "muge:_distillation", "muge:_flashattn", "muge:_flip"]
     names = [name.partition(":") for name in ends]
     assert [path.name for path in SCRIPTS] == sorted(f"{a}_finetune_vit-b-16_rbt-base{b}.sh" for a, _, b in names)
+
+
+def test_the_zero_shot_script_names_the_original_s_places(tmp_path):
+    (tmp_path / "python").write_text('#!/bin/sh\necho $CUDA_VISIBLE_DEVICES; shift; printf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    script = rosetta.ROOT / "run_scripts/zeroshot_eval.sh"
+    words = [script, "3", "data", "cifar-10", "ViT-B-16", "RoBERTa-wwm-ext-base-chinese", "w.pt", "order.json"]
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    gpu, *told = done.stdout.split()
+    arguments = run.parse(told)
+    arguments.remote_output = None
+    config = run.tool_config(TOOLS.load("zero_shot"), arguments)
+    assert gpu == "3" and (config.checkpoint, config.dataset, config.index) == ("w.pt", "cifar-10", "order.json")
+    assert (config.data, config.label_file) == ("data/datasets/cifar-10/test", "data/datasets/cifar-10/label_cn.txt")
+    assert (config.save_dir, config.batch_size) == ("data/save_predictions", 64)
 
 
 def test_the_original_s_variables_are_taken_from_the_environment(tmp_path):
