@@ -51,16 +51,13 @@ class CsvPairs(ImageTextPairs):
             return dataclasses.replace(self, image_root=path.removesuffix(ANNOTATION).removesuffix(".csv"))
 
     def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
+        super().__init__(config, preprocessing)
         self.noise = WordNoise(config.word_noise, preprocessing.tokenizer)
-        # Tables of millions of rows are not read through before training; a bad row is skipped when its turn comes.
-        self.parts = {name: self._open(paths) for name, paths in config.files_by_language().items()}
-        self.languages = list(self.parts)
-        self.ends = np.cumsum([part.num_texts for part in self.parts.values()])
+
+    def check_not_empty(self) -> None:
         if not len(self):
-            raise DataError(
-                f"no row in {', '.join(path for paths in config.files_by_language().values() for path in paths)}"
-            )
+            paths = [path for paths in self.config.files_by_language().values() for path in paths]
+            raise DataError(f"no row in {', '.join(paths)}")
 
     def encode_caption(self, text: str, generator: np.random.Generator) -> list[list[int]]:
         """Token ids of the caption, some of its pieces masked, replaced or left out where the settings say so."""
@@ -77,7 +74,8 @@ class CsvPairs(ImageTextPairs):
             bad_records.start_epoch()
         return super().galleries(bad_records, num_threads)
 
-    def _open(self, paths: list[str]) -> Part:
+    def open_part(self, language: str, paths: list[str]) -> Part:
+        """All rows: tables of millions are not read through before training, a bad row is skipped in its turn."""
         config = self.config.of_table(paths[0])
         if len({os.path.dirname(path) for path in paths}) > 1 and not self.config.image_root:
             raise DataError(f"{', '.join(paths)}: tables of one set must lie in one folder, or image_root be given")

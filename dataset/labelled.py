@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dataset.bad_records import BadRecords
 from dataset.batch import LabelledBatch, Skipped, pad_texts
-from dataset.files import BadRecord, DataError, join_path
+from dataset.files import BadRecord, join_path
 from dataset.gallery import ImageReader
 from dataset.readers import Records
 from dataset.samples import Contents, Preprocessing, clean, image_key, read_image
-from dataset.sections import FilesConfig, field_of, locate, text_of
+from dataset.sections import FilesConfig, TextsByLanguage, field_of, text_of
 
 log = logging.getLogger(__name__)
 
@@ -95,47 +95,17 @@ class LabelledSet:
         return self.reader.read_images([self.items[item].record * self.num_images + k for item, k in places])
 
 
-class LabelledTexts:
+class LabelledTexts(TextsByLanguage):
     """Labelled texts from JSON lines or JSON lists, by language; a subclass says how its records read."""
 
     Config = LabelledConfig
 
-    def __init__(self, config: LabelledConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
-        self.parts = {
-            language: _scan(files, language, config, preprocessing)
-            for language, files in config.files_by_language().items()
-        }
-        self.languages = list(self.parts)
-        self.ends = np.cumsum([len(part.records_used) for part in self.parts.values()])
-        self.record_ends = np.cumsum([part.num_records for part in self.parts.values()])
-        if not len(self):
-            first = self.skipped[0] if self.skipped else "the files are empty"
-            raise DataError(f"no usable record in {', '.join(self.languages)}; {first}")
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """Records that the scan left out."""
-        return [record for part in self.parts.values() for record in part.skipped]
-
-    @property
-    def num_records(self) -> int:
-        return int(self.record_ends[-1])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def where(self, index: int) -> str:
-        part, k = self._part_of(self.ends, index)
-        return part.where(int(part.records_used[k]))
-
-    def where_record(self, number: int) -> str:
-        part, record = self._part_of(self.record_ends, number)
-        return part.where(record)
+    def open_part(self, language: str, paths: list[str]) -> _Part:
+        return _scan(paths, language, self.config, self.preprocessing)
 
     def describe(self, number: int) -> Contents:
         """The pictures of a record and its text; nothing for a record without a class."""
-        part, record = self._part_of(self.record_ends, number)
+        _, part, record = self.part_of_record(number)
         example = part.read(record)
         if example is None:
             return Contents()
@@ -148,8 +118,8 @@ class LabelledTexts:
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:
         """One text with its pictures."""
-        part, k = self._part_of(self.ends, index)
-        example = part.read(int(part.records_used[k]))
+        _, part, k = self.part_of(index)
+        example = part.read(int(part.record_of_text[k]))
         preprocessing = self.preprocessing
         text = preprocessing.encode([clean(example.text, preprocessing.max_words)])[0]
         contents = [read_image(value, root, preprocessing.files) for value, root in example.images]
@@ -174,10 +144,6 @@ class LabelledTexts:
                 language, part.items(), self.config.num_images, self.config.num_classes, reader
             )
         return sets
-
-    def _part_of(self, ends: np.ndarray, number: int) -> tuple[_Part, int]:
-        language, inner = locate(ends, number)
-        return self.parts[self.languages[language]], inner
 
 
 class Entailment(LabelledTexts):
@@ -260,7 +226,7 @@ class _Part:
     records: Records
     config: LabelledConfig
     preprocessing: Preprocessing
-    records_used: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    record_of_text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
@@ -288,7 +254,7 @@ class _Part:
 
     def items(self) -> list[Item]:
         """All used records, their texts cleaned and encoded together."""
-        numbers = self.records_used.tolist()
+        numbers = self.record_of_text.tolist()
         examples = [self.read(record) for record in numbers]
         texts = [self.config.clean(example.text, self.preprocessing.max_words) for example in examples]
         return [
@@ -314,5 +280,5 @@ def _scan(files: list[str], language: str, config: LabelledConfig, preprocessing
         used.append(record)
     if num_without_class:
         log.info("%s: %d of %d records have no class by intent", language, num_without_class, part.num_records)
-    part.records_used = np.array(used, np.int64)
+    part.record_of_text = np.array(used, np.int64)
     return part

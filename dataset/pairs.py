@@ -22,7 +22,7 @@ from dataset.lmdb_pairs import IMAGES, PAIRS, LmdbImages, LmdbPairs, is_pair_fol
 from dataset.original_bert import clean_chinese
 from dataset.readers import LineIndex, LineSource
 from dataset.retrieval import Entry, ImageTextPairs, PairsConfig, Part
-from dataset.samples import Preprocessing, clean, decode_base64
+from dataset.samples import clean, decode_base64
 from dataset.sections import field_of, locate
 from dataset.tsv_images import TsvImages
 
@@ -196,13 +196,10 @@ class Pairs(ImageTextPairs):
             """The caption with straight quotation marks in lower case, cleaned as the model's data is."""
             return clean(clean_chinese(caption) if isinstance(caption, str) else caption, max_words)
 
-    def __init__(self, config: Config, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
-        self.parts = {name: self._open(paths) for name, paths in config.files_by_language().items()}
-        self.languages = list(self.parts)
-        self.ends = np.cumsum([part.num_texts for part in self.parts.values()])
+    def check_not_empty(self) -> None:
+        """Nothing to say: a gallery of images needs no pair, and a part without any text is refused when it opens."""
 
-    def _open(self, paths: list[str]) -> Part:
+    def open_part(self, language: str, paths: list[str]) -> Part:
         files, index = self.preprocessing.files, LineIndex(self.preprocessing.files, self.preprocessing.cache_dir)
         records = PairRecords([PairFiles(path, self.config.images, files, index) for path in paths])
         if not len(records) and not any(len(part.texts) for part in records.parts):

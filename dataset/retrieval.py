@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.bad_records import BadRecords
 from dataset.batch import ImageTextBatch, Skipped
-from dataset.files import BadRecord, DataError
+from dataset.files import BadRecord
 from dataset.gallery import Gallery, GalleryItem, ImageReader, build_gallery, split_folds
 from dataset.readers import Records
 from dataset.samples import (
@@ -27,7 +27,7 @@ from dataset.samples import (
     read_image,
     stable_id,
 )
-from dataset.sections import FilesConfig, field_of, locate, text_of
+from dataset.sections import FilesConfig, TextsByLanguage, field_of, text_of
 from dataset.wit import join_if_absent
 
 
@@ -74,7 +74,7 @@ def _as_list(captions: Any) -> list[Any]:
     return captions if isinstance(captions, list) else [captions]
 
 
-class ImageTextPairs:
+class ImageTextPairs(TextsByLanguage):
     """Pairs from records {caption: text or texts, image, image_id}; records of equal image_id show the same picture."""
 
     @dataclass
@@ -89,32 +89,12 @@ class ImageTextPairs:
             key = image_key(image)
             return Entry(image, self.image_root, key if number is None else str(number), captions, key)
 
-    def __init__(self, config: PairsConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
-        self.parts = {
-            language: scan(files, config, preprocessing) for language, files in config.files_by_language().items()
-        }
-        self.languages = list(self.parts)
-        self.ends = np.cumsum([part.num_texts for part in self.parts.values()])
-        if not len(self):
-            first = self.skipped[0] if self.skipped else "the files are empty"
-            raise DataError(f"no usable record in {', '.join(self.languages)}; {first}")
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """Records and captions that the scan left out."""
-        return [record for part in self.parts.values() for record in part.skipped]
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def where(self, index: int) -> str:
-        _, part, k = self._locate(index)
-        return part.records.where(int(part.record_of_text[k]))
+    def open_part(self, language: str, paths: list[str]) -> Part:
+        return scan(paths, self.config, self.preprocessing)
 
     def sample(self, index: int, generator: np.random.Generator) -> Sample:
         """One picture with one of its captions."""
-        language, part, k = self._locate(index)
+        language, part, k = self.part_of(index)
         entry = part.read(int(part.record_of_text[k]))
         text = self.config.clean(entry.captions[int(part.number_of_text[k])], self.preprocessing.max_words)
         data = read_image(entry.image, entry.root, self.preprocessing.files)
@@ -143,17 +123,9 @@ class ImageTextPairs:
             found[language] = [build_gallery(language, items, reader) for items in folds]
         return found
 
-    @property
-    def num_records(self) -> int:
-        return sum(part.num_records for part in self.parts.values())
-
-    def where_record(self, number: int) -> str:
-        _, part, record = self._locate_record(number)
-        return part.records.where(record)
-
     def describe(self, number: int) -> Contents:
         """The picture of a record and its captions."""
-        language, part, record = self._locate_record(number)
+        language, part, record = self.part_of_record(number)
         entry = part.read(record)
         return Contents(
             images=[(entry.image, entry.root)],
@@ -161,17 +133,6 @@ class ImageTextPairs:
             image_id=entry.image_id,
             clean=self.config.clean,
         )
-
-    def _locate_record(self, number: int) -> tuple[str, Part, int]:
-        for language, part in self.parts.items():
-            if number < part.num_records:
-                return language, part, number
-            number -= part.num_records
-        raise IndexError(f"record {number} beyond {self.num_records}")
-
-    def _locate(self, index: int) -> tuple[int, Part, int]:
-        language, k = locate(self.ends, index)
-        return language, self.parts[self.languages[language]], k
 
     def _items(self, part: Part) -> list[GalleryItem]:
         items: dict[str, GalleryItem] = {}
@@ -250,10 +211,6 @@ class Part:
     @property
     def num_records(self) -> int:
         return min(len(self.records), self.config.limit or len(self.records))
-
-    @property
-    def num_texts(self) -> int:
-        return len(self.record_of_text)
 
     def read(self, record: int) -> Entry:
         return self.config.read(self.records.read(record))

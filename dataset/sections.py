@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.files import BadRecord
+from dataset.files import BadRecord, DataError
 
 UNKNOWN_LANGUAGE = "und"
 
@@ -36,6 +36,65 @@ def locate(ends: np.ndarray, number: int) -> tuple[int, int]:
         raise IndexError(f"number {number} of {int(ends[-1]) if len(ends) else 0}")
     part = int(np.searchsorted(ends, number, side="right"))
     return part, number - (int(ends[part - 1]) if part else 0)
+
+
+class TextsByLanguage:
+    """What data sets share whose samples are the texts of files by language.
+
+    The files of a language are a part: `records`, of which `num_records` are looked at, `record_of_text` (texts,), and
+    what of them is `skipped`. A subclass makes samples and batches (dataset/samples.py: SampleDataset).
+    """
+
+    def __init__(self, config: Any, preprocessing: Any) -> None:
+        self.config, self.preprocessing = config, preprocessing
+        files = config.files_by_language()
+        self.parts = {language: self.open_part(language, paths) for language, paths in files.items()}
+        self.languages = list(self.parts)
+        self.ends = np.cumsum([len(part.record_of_text) for part in self.parts.values()])
+        self.record_ends = np.cumsum([part.num_records for part in self.parts.values()])
+        self.check_not_empty()
+
+    def open_part(self, language: str, paths: list[str]) -> Any:
+        """The part of a language."""
+        raise NotImplementedError
+
+    def check_not_empty(self) -> None:
+        """DataError where nothing can be used."""
+        if not len(self):
+            first = self.skipped[0] if self.skipped else "the files are empty"
+            raise DataError(f"no usable record in {', '.join(self.languages)}; {first}")
+
+    @property
+    def skipped(self) -> list[Any]:
+        """Records and texts that were left out at the start."""
+        return [record for part in self.parts.values() for record in part.skipped]
+
+    @property
+    def num_records(self) -> int:
+        return int(self.record_ends[-1])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def where(self, index: int) -> str:
+        """`file:line` of a text."""
+        _, part, k = self.part_of(index)
+        return part.records.where(int(part.record_of_text[k]))
+
+    def where_record(self, number: int) -> str:
+        """`file:line` of a record, for a check."""
+        _, part, record = self.part_of_record(number)
+        return part.records.where(record)
+
+    def part_of(self, index: int) -> tuple[int, Any, int]:
+        """The number of a text's language, its part, and its number there."""
+        language, k = locate(self.ends, index)
+        return language, self.parts[self.languages[language]], k
+
+    def part_of_record(self, number: int) -> tuple[str, Any, int]:
+        """A record's language, its part, and its number there."""
+        language, record = locate(self.record_ends, number)
+        return self.languages[language], self.parts[self.languages[language]], record
 
 
 def field_of(record: dict[str, Any], *keys: str) -> Any:

@@ -109,8 +109,8 @@ class Questions(LabelledTexts):
 
     def sample(self, index: int, generator: np.random.Generator) -> QuestionSample:
         """One question with its picture and all of its answers."""
-        part, k = self._part_of(self.ends, index)
-        example, preprocessing = part.read(int(part.records_used[k])), self.preprocessing
+        _, part, k = self.part_of(index)
+        example, preprocessing = part.read(int(part.record_of_text[k])), self.preprocessing
         ((image, root),), answers = example.images, example.label.texts
         is_directed = self.directions.are_in(example.text, part.language) or any(
             self.directions.are_in(answer, ANSWER_LANGUAGE) for answer in answers
