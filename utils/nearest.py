@@ -58,8 +58,8 @@ def _of_block(queries: Tensor, gallery: Tensor, k: int, gallery_block: int) -> N
             score, kept = score.topk(num_candidates, dim=1)
             index = index.gather(1, kept)
     margin = 2 * ROUNDING * torch.linalg.vector_norm(queries, dim=1) * largest  # (Q,)
-    is_near = (score[:, :-1] - score[:, 1:])[:, :k].lt(margin[:, None]).any(dim=1)
-    is_open = score[:, k - 1] - score[:, -1] < margin
+    is_near = (score[:, :-1] - score[:, 1:])[:, :k].le(margin[:, None]).any(dim=1)
+    is_open = score[:, k - 1] - score[:, -1] <= margin
     is_open &= num_candidates < len(gallery)
     is_near &= ~is_open
     if is_near.any():

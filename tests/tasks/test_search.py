@@ -112,6 +112,15 @@ def test_wrong_predictions_are_told_with_their_place(tmp_path, lines, message):
         evaluate(reference(tmp_path), write_lines(tmp_path / "pred.jsonl", lines))
 
 
+def test_a_broken_line_is_told_with_its_place(tmp_path):
+    path = predictions(tmp_path)
+    path.write_text(path.read_text() + '{"text_id": 4, "image_ids": [1, 2\n')
+    with pytest.raises(FileFault, match=r"pred.jsonl:4: broken JSON"):
+        evaluate(reference(tmp_path), path)
+    with pytest.raises(FileFault, match=r"pred.jsonl:4: broken JSON"):
+        transpose(path)
+
+
 def test_a_failure_is_written_as_documented_and_ends_in_status_1(tmp_path):
     output = tmp_path / "out" / "result.json"
     names = {"reference": str(reference(tmp_path)), "predictions": str(tmp_path / "none"), "output": str(output)}

@@ -18,7 +18,7 @@ def unit(rows, width, seed):
 
 
 @pytest.mark.parametrize("gallery_block", [7, 64, 1000])
-@pytest.mark.parametrize("kind", ["distinct", "repeated", "all equal", "near"])
+@pytest.mark.parametrize("kind", ["distinct", "repeated", "all equal", "near", "zero"])
 def test_blocks_agree_with_sorting_everything(kind, gallery_block):
     queries, gallery = unit(33, 24, 0), unit(200, 24, 1)
     if kind == "repeated":
@@ -27,6 +27,8 @@ def test_blocks_agree_with_sorting_everything(kind, gallery_block):
         gallery = gallery[:1].repeat(200, 1)
     elif kind == "near":
         gallery = gallery[:1] + 1e-7 * gallery
+    elif kind == "zero":
+        queries[::2] = 0
     found = nearest(queries, gallery, 10, query_block=8, gallery_block=gallery_block)
     score, index = plain(queries, gallery, 10)
     assert torch.equal(found.index, index)
