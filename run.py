@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 try:
     from compat.command_line import WRONG_USE, parse
+    from utils.allocator import keep_freed_memory
 except ModuleNotFoundError as error:  # as a rule another Python than the environment's
     print(f"run.py: error: {error} for {sys.executable}; see Install in README.md", file=sys.stderr)
     sys.exit(2)
@@ -67,10 +68,7 @@ def main(argv: list[str]) -> int:
 
 def do_all(commands: list[list[str]]) -> int:
     """One command after the other until one fails; the exit status."""
-    for argv in commands:
-        if status := do(parse(argv), argv):
-            return status
-    return 0
+    return next((status for argv in commands if (status := do(parse(argv), argv))), 0)
 
 
 def do(arguments: argparse.Namespace, argv: list[str]) -> int:
@@ -396,4 +394,5 @@ def leave_on_signal(*_: object) -> NoReturn:
 if __name__ == "__main__":
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, leave_on_signal)
+    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))

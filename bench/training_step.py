@@ -25,6 +25,7 @@ from objectives.matching import match_logits, match_loss
 from optim import OptimConfig, make_optimizer
 from tasks.encode import encode_step
 from tasks.image_text import ImageText
+from utils.allocator import keep_freed_memory
 from utils.config import build
 from utils.precision import Precision, autocast
 
@@ -267,6 +268,7 @@ def update_one_by_one(optimizer: torch.optim.AdamW) -> None:
 
 def run(name: str, options: Options) -> list[Result]:
     """A row of the table."""
+    keep_freed_memory()
     row, sizes = KINDS[name], SMALL if options.is_small else BASE
     task = make_task(sizes, row.objectives).train()
     batch = row.make_batch(task, sizes.batch)

@@ -1,0 +1,32 @@
+"""How the C library hands out the large blocks of a training step on a CPU.
+
+By default glibc gives every block above 32 MiB back to the system when it is freed, and takes untouched pages for the
+next one; the first touch of these pages then costs more than most operations on them: zeros of 1 GiB take 0.39 s of
+system time beside 0.04 s of work, a GELU of 64 MiB 25 ms beside 9 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# mallopt's parameters in glibc's malloc.h, and the largest values that it takes as an int.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+MAX_IDLE_AT_END, LARGEST_KEPT = (1 << 31) - 1, 3 << 29
+
+
+def keep_freed_memory() -> bool:
+    """Whether freed blocks now stay with this process for the next step, at most 2 GiB of them at the heap's end.
+
+    Also asks torch for huge pages, which it reads before its first tensor. Does nothing without glibc, or where the
+    user has set glibc's own variables.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    is_chosen = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"))
+    if sys.platform != "linux" or is_chosen:
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return bool(library.mallopt(MMAP_THRESHOLD, LARGEST_KEPT) and library.mallopt(TRIM_THRESHOLD, MAX_IDLE_AT_END))
