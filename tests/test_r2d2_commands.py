@@ -26,13 +26,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r2d2")
     toy_r2d2.write_world(folder)
     toy_r2d2.write_checkpoint(folder / "r2d2.pth")
+    for name in ("run.py", "train_r2d2_retrieval.sh", "train_r2d2_matching.sh"):
+        (folder / name).symlink_to(ROOT / name)
     return folder
-
-
-def start(world, words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    return subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=False)
 
 
 def config_of(name):
@@ -68,21 +64,25 @@ def test_matching_is_fine_tuned_and_tested_by_auc(world, monkeypatch, tmp_path, 
     assert not torch.equal(end["model.image_match_head.weight"], start_weights["itm_head_i.weight"])
 
 
-@pytest.mark.parametrize(("words", "name", "num_processes"), [(RETRIEVAL, "iqr_base", 2), (MATCHING, "iqm_base", 2)])
-def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(world, tmp_path, words, name, num_processes):
-    words = [*words, *config_of(name), "--epoch", "2", "train.eval_every_epochs=0", "train.keep_checkpoints=9"]
-    words += ["--nproc", str(num_processes), "--output_dir", str(tmp_path)]
-    run_to_end(world, words)
-    expected = weights_of(tmp_path)
-    back_to(tmp_path, 2)
-    run_to_end(world, words)
+def start_script(world, name, output, *words):
+    """A script as a user starts it, on its own configuration."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    environment |= {"CHECKPOINT": "r2d2.pth", "OUTPUT": str(output)}
+    command = ["sh", f"train_r2d2_{name}.sh", *words]
+    return subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("words", "name"), [(RETRIEVAL, "retrieval"), (MATCHING, "matching")])
+def test_a_script_on_two_processes_that_was_stopped_ends_as_the_uninterrupted_one(world, tmp_path, words, name):
+    more = ["--epoch", "2", "train.eval_every_epochs=0", "train.keep_checkpoints=9", "--nproc", "2"]
+    for is_again in (False, True):
+        done = start_script(world, name, tmp_path, *words[4:], *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if not is_again:
+            expected = weights_of(tmp_path)
+            back_to(tmp_path, 2)
     found = weights_of(tmp_path)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-
-
-def run_to_end(world, words):
-    done = start(world, words)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def back_to(output, step):
@@ -96,14 +96,15 @@ def back_to(output, step):
     (output / "metrics.json").unlink()
 
 
-@pytest.mark.parametrize(
-    ("name", "more", "status"), [("retrieval", "--dry_run", 0), ("matching", "data.batch_size=none", 2)]
-)
-def test_scripts_check_their_settings_and_tell_the_truth(name, more, status):
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["sh", str(ROOT / f"train_r2d2_{name}.sh"), more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
+def test_a_script_trains_and_tests_on_one_process(world, tmp_path):
+    done = start_script(world, "matching", tmp_path, *MATCHING[4:], "--epoch", "1", "--nproc", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0 <= metrics_of(tmp_path)["test"]["zh"]["auc"] <= 100
+
+
+def test_a_script_tells_the_truth_about_a_wrong_setting(world, tmp_path):
+    done = start_script(world, "matching", tmp_path, "data.batch_size=none")
+    assert done.returncode == 2 and "data.batch_size" in done.stderr
 
 
 def test_pictures_that_are_not_there_end_the_run_with_their_lines(world, monkeypatch, tmp_path, capsys):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import rosetta
 from bench import plain
 from compat.weights import to_original
-from configs.schema import Config
+from configs.schema import Config, load_settings
 from models.model import Model
 from tests.toy_ccrk import toy_settings, write_toy_data
 from utils.config import build, dump_yaml, to_tree
@@ -141,3 +141,27 @@ def test_exported_checkpoint_is_the_original_layout_and_loads_again(run_folder, 
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="unknown layout 'blip'"):
         rosetta.export_weights(folder, "blip", tmp_path)
+
+
+RELEASED = [
+    ("configs/cclm/pretrain_4m.yaml", "cclm_pretrain"),
+    ("configs/ccrk/retrieval_multi30k_en.yaml", "ccrk_finetune"),
+    ("configs/r2d2/flickr_cna_base.yaml", "r2d2"),
+    ("configs/r2d2/flickr_cna_large.yaml", "r2d2"),
+    ("configs/r2d2/prd2_large.yaml", "prd2"),
+    ("configs/zerovl/zerovl.yaml", "zerovl"),
+    ("configs/chinese_clip/vit_b_16.yaml", "chinese_clip"),
+    ("configs/chinese_clip/vit_l_14_336.yaml", "chinese_clip"),
+]
+
+
+@pytest.mark.parametrize(("config", "layout"), RELEASED, ids=[f"{Path(row[0]).stem}-{row[1]}" for row in RELEASED])
+def test_a_released_file_of_every_system_says_which_model_it_holds(config, layout, tmp_path):
+    described = load_settings(rosetta.ROOT / config).model
+    with torch.device("meta"):
+        model = Model(described)
+    state = to_original(model.state_dict(), to_tree(described), layout)
+    # Of full shape, but one number on disk.
+    torch.save({"model": {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}}, tmp_path / "x")
+    found = to_tree(rosetta.settings_of(tmp_path / "x").model)
+    assert found | {"temperature": None} == to_tree(described) | {"temperature": None}
