@@ -25,7 +25,6 @@ from tests.parity.runners.common import (
     assert_loss,
     assert_rank_gradients,
     cclm_model_tree,
-    loss_tolerance,
     read_case,
     weight_tolerance,
 )
@@ -52,10 +51,9 @@ def pretrain(folder: Path) -> None:
         step = make_step(model, part, starting_with(case.inputs, f"{part.removesuffix('_all')}."))
         check_encodings(step, outputs)
         losses = losses_of(step, part, starting_with(case.inputs, f"{part.removesuffix('_all')}."))
-        tolerance = loss_tolerance(step.temperature)
-        check_losses(losses, outputs, part, tolerance)
+        check_losses(losses, outputs, part, step.temperature)
         total = sum(losses.values())
-        assert_loss(total, outputs["loss_total"], f"{part}.loss_total", tolerance)
+        assert_loss(total, outputs["loss_total"], f"{part}.loss_total", step.temperature)
         found = gradient_norms(model, tree, total, "pretrain")
         assert_gradient_norms(found, folder / f"grad_norms.{part}.loss_total.json", step.temperature)
 
@@ -141,10 +139,10 @@ def losses_of(step: Step, part: str, inputs: Inputs) -> dict[str, Tensor]:
     return losses
 
 
-def check_losses(losses: Inputs, outputs: Inputs, part: str, tolerance: float) -> None:
+def check_losses(losses: Inputs, outputs: Inputs, part: str, temperature: Tensor) -> None:
     assert set(losses) == {name.removeprefix("loss_") for name in outputs if name.startswith("loss_")} - {"total"}
     for name, value in losses.items():
-        assert_loss(value, outputs[f"loss_{name}"], f"{part}.loss_{name}", tolerance)
+        assert_loss(value, outputs[f"loss_{name}"], f"{part}.loss_{name}", temperature)
 
 
 def pretrain_distributed(folder: Path) -> None:
@@ -161,7 +159,7 @@ def _pretrain_rank(rank: int, folder: Path) -> None:
         outputs = starting_with(case.outputs, f"rank{rank}.{part}.")
         step = make_step(model, part, inputs, rank)
         losses = losses_of(step, part, inputs)
-        check_losses(losses, outputs, part, loss_tolerance(step.temperature))
+        check_losses(losses, outputs, part, step.temperature)
         model.zero_grad()
         sum(losses.values()).backward()
         norms = folder / f"grad_norms.{part}.mean_over_ranks.json"

@@ -21,7 +21,6 @@ from tests.parity.runners.common import (
     assert_loss,
     assert_rank_gradients,
     cclm_model_tree,
-    loss_tolerance,
     read_case,
     weight_tolerance,
 )
@@ -62,8 +61,7 @@ def losses_of(case: Case, step: Step, prefix: str, rank: str = "") -> dict[str, 
         "loss_itm": match_loss(logits, torch.ones(len(logits), dtype=torch.bool)),
     }
     for name, value in losses.items():
-        tolerance = loss_tolerance(step.temperature)
-        assert_loss(value, case.outputs[f"{rank}{prefix}{name}"], f"{rank}{prefix}{name}", tolerance)
+        assert_loss(value, case.outputs[f"{rank}{prefix}{name}"], f"{rank}{prefix}{name}", step.temperature)
     return losses
 
 

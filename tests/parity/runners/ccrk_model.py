@@ -24,7 +24,6 @@ from tests.parity.runners.common import (
     assert_close,
     assert_gradient,
     assert_loss,
-    loss_tolerance,
     read_case,
     temperature_gradient_rounding,
     weight_tolerance,
@@ -158,10 +157,10 @@ def pretrain(folder: Path) -> None:
     for names in (("loss_mitc", "loss_itc"), ("loss_hitm", "loss_itm"), ("loss_hmlm", "loss_mlm")):
         for name in names:
             if name in outputs:
-                assert_loss(losses[names[0]], outputs[name], name, loss_tolerance(step.temperature))
+                assert_loss(losses[names[0]], outputs[name], name, step.temperature)
             check_gradients(case, model, tree, losses[names[0]], "pretrain", f"gradnorm_{name}/")
     if "loss_total" in outputs:
-        assert_loss(total, outputs["loss_total"], "loss_total", loss_tolerance(step.temperature))
+        assert_loss(total, outputs["loss_total"], "loss_total", step.temperature)
     check_gradients(case, model, tree, total, "pretrain", "gradnorm_total/")
     check_hidden_states(case, step, positive)
     vicreg = VICReg(VICReg.Config())
@@ -178,7 +177,7 @@ def contrastive_of(case: Case, step: Step, outputs: dict[str, Tensor]) -> Tensor
     for name, divisor in (("loss_mitc_no_division", -1), ("loss_mitc_div2", 2)):
         if name in outputs:
             found = OneToK(OneToK.Config(divisor=divisor))(step)
-            assert_loss(found, outputs[name], name, loss_tolerance(step.temperature))
+            assert_loss(found, outputs[name], name, step.temperature)
     return OneToK(OneToK.Config(divisor=case.config.get("need_divm", 0), gather="local_slice"))(step)
 
 
@@ -247,13 +246,12 @@ def finetune(folder: Path) -> None:
         positive = torch.arange(len(inputs["image"]))
         logits = match_logits(step, positive, inputs["negative_image_index"], inputs["negative_text_index"])
         itm = match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
-        tolerance = loss_tolerance(step.temperature)
-        assert_loss(itc, outputs[f"loss_itc{suffix}"], f"loss_itc{suffix}", tolerance)
+        assert_loss(itc, outputs[f"loss_itc{suffix}"], f"loss_itc{suffix}", step.temperature)
         assert_loss(itm, outputs[f"loss_itm{suffix}"], f"loss_itm{suffix}")
         if not suffix:
             check_sampling(case, step, positive, 1)
             assert_close(logits, outputs["itm_logits"], "itm_logits")
-            assert_loss(itc + itm, outputs["loss_total"], "loss_total", tolerance)
+            assert_loss(itc + itm, outputs["loss_total"], "loss_total", step.temperature)
             check_gradients(case, model, tree, itc + itm, "finetune", "gradnorm_total/")
 
 
@@ -338,7 +336,7 @@ def _contrastive_rank(rank: int, folder: Path) -> None:
             name: case.outputs[f"{variant}/{name}/rank{rank}"]
             for name in ("loss", "grad_temp", "grad_image_feat", "grad_text_feat")
         }
-        assert_loss(loss, expected["loss"], f"{variant}/loss")
+        assert_loss(loss, expected["loss"], f"{variant}/loss", temperature)
         assert_close(temperature.grad, expected["grad_temp"], f"{variant}/grad_temp")
         assert_close(image.grad, expected["grad_image_feat"], f"{variant}/grad_image_feat")
         found = text.grad[::captions] if len(expected["grad_text_feat"]) == size else text.grad
@@ -367,7 +365,7 @@ def _pretrain_rank(rank: int, folder: Path) -> None:
     for name, value in losses.items():
         for key in (f"{name}/rank{rank}", f"{name}_rank{rank}"):
             if key in case.outputs:
-                assert_loss(value, case.outputs[key], key, loss_tolerance(step.temperature))
+                assert_loss(value, case.outputs[key], key, step.temperature)
     sum(losses.values()).backward()
     gradients = {}
     for name, parameter in model.named_parameters():

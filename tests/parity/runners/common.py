@@ -46,25 +46,21 @@ def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 
     assert difference <= tolerance * scale, f"{what}: differs by {difference:.3g}, allowed {tolerance * scale:.3g}"
 
 
-def assert_loss(found: Tensor, expected: Tensor, what: str, tolerance: float = LOSS_TOLERANCE) -> None:
-    assert_close(found, expected, what, tolerance)
-
-
-def loss_tolerance(temperature: Tensor | None) -> float:
-    """LOSS_TOLERANCE, or what a very small temperature leaves of it.
-
-    Two roundings of the same cosine lie 1e-7 apart, so their logits 1e-4 at the least temperature of the originals
-    (0.001, losses of about 10); there float64 is as far from either. The fixtures allow 1e-5 everywhere.
-    """
-    return max(LOSS_TOLERANCE, logit_rounding(temperature) / 10)
+def assert_loss(found: Tensor, expected: Tensor, what: str, temperature: Tensor | None = None) -> None:
+    """LOSS_TOLERANCE, and what the rounding of logits divided by a temperature leaves open."""
+    scale = max(1.0, abs(float(expected)))
+    assert_close(found, expected, what, LOSS_TOLERANCE + logit_rounding(temperature) / scale)
 
 
 def weight_tolerance(temperature: Tensor | None) -> float:
-    """The same for weights that are a softmax of such logits."""
+    """What is allowed to weights that are a softmax of logits divided by a temperature."""
     return max(OUTPUT_TOLERANCE, logit_rounding(temperature))
 
 
 def logit_rounding(temperature: Tensor | None) -> float:
+    """Two roundings of the same cosine lie 1e-7 apart: their logits 1e-6 at 0.07 and 1e-4 at the least temperature of
+    the originals, 0.001, where float64 is as far from either.
+    """
     return 0.0 if temperature is None else 1e-7 / float(temperature.detach())
 
 
