@@ -11,71 +11,46 @@ from compat.command import settle
 from compat.processes import Processes
 from configs.schema import Config
 from tasks import DEFAULT_CONFIG
-from tests.compat.cclm_files import FILES
+from tests.compat.cclm_files import ACCELERATOR, FILES, IMAGE_SECTION, RATES, SPACE, TOWERS, WORDS, finetuning
 from utils.config import ConfigError, build, to_tree
 from utils.config_tree import read_file
 
 SPLITS = ("train", "val", "test", "translated_test")
-PRETRAINING = """
-train_file: ["shards/a", "shards/b"]
+# CCRK's: every caption of a picture, and half of the batch on each process.
+PRETRAINING = (
+    f"""train_file: ["shards/a", "shards/b"]
 train_dataset_size: 3309520
-images: {image_key: "image", is_image_rpath: False, caption_key: "caption", tokenized: False, batch_size: 64,
-         num_workers: 4, iter_perc: 1.0}
-train_file_regions: []
-regions: {image_key: "binary", batch_size: 64, max_images: 48}
+{IMAGE_SECTION.replace("'binary'", "'image'").replace("batch_size: 128", "batch_size: 64")}train_file_regions: []
+regions: {{image_key: "binary", batch_size: 64, max_images: 48}}
 train_file_text: []
-use_clip_vit: False
-use_swin: True
-vision_config: 'configs/config_swinB_224.json'
-image_res: 224
-patch_size: 32
-text_encoder: 'data/xlm-roberta-large'
-text_num_hidden_layers: 12
 calc_image_bbox_loss: False
-embed_dim: 256
 temp: 0.07
-max_words: 40
-max_tokens: 40
-mask_prob: 0.4
-max_masks: 12
-mask_whole_word: False
-skipgram_prb: 0.2
-skipgram_size: 3
-use_tlm: False
-sample_2_captions: False
 sample_n_captions: True
-use_one_cl_proj_only: False
 ckpt_frequent_step: 10000
 ckpt_frequent: 1
-optimizer: {opt: adamW, lr: 1e-4, weight_decay: 0.01, lr_mult: 2}
-schedular: {sched: linear, lr: 1e-4, epochs: 30, num_warmup_steps: 2500}
-accelerator: {SYNCBN: false, FP16_OPT_LEVEL: O1, FP16_LOSS_SCALE: dynamic, RNG_SEED: 42, GRAD_ACCUMULATE_STEPS: 2,
-              CLIP_GRAD_NORM: 1.0}
 """
-RETRIEVAL = """
+    + TOWERS.format(size=224)
+    + WORDS
+    + RATES.format(lr="1e-4", epochs=30).replace("0.1}", "2500}")
+    + ACCELERATOR.replace("STEPS: 1", "STEPS: 2")
+)
+RETRIEVAL = (
+    """
 train_file: ['data/{train}']
 val_file: {val}
 test_file: {test}
 {root}
-vision_config: 'configs/config_swinB_384.json'
-use_clip_vit: False
-use_swin: True
-image_res: 384
-patch_size: 32
-text_encoder: 'data/xlm-roberta-large'
-text_num_hidden_layers: 12
 batch_size_train: 20
 batch_size_test: 12
 batch_size_test_text: 64
 max_tokens: 40
-embed_dim: 256
-temp: 0.07
 k_test: 256
-optimizer: {opt: adamW, lr: 3e-5, weight_decay: 0.01, lr_mult: 2}
-schedular: {sched: linear, lr: 3e-5, epochs: 10, num_warmup_steps: 0.1}
 start_eval: 7
 eval_interval: 1
 """
+    + SPACE
+    + finetuning()
+)
 
 
 def retrieval(train="en.train.json", val="{'en': 'v.json'}", test="{'en': 't.json'}", root="image_root: 'images/'"):
@@ -156,7 +131,7 @@ def test_sizes_may_stand_in_a_json_file_beside_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("max_words: 40", "max_word: 40", r"theirs.yaml:19: unknown key 'max_word'; did you mean 'max_words'\?"),
+        ("max_words: 40", "max_word: 40", r"theirs.yaml:21: unknown key 'max_word'; did you mean 'max_words'\?"),
         ("lr_mult: 2}", "lr_mul: 2}", r"unknown key 'optimizer.lr_mul'; did you mean 'lr_mult'\?"),
         ("opt: adamW", "opt: sgd", "'optimizer.opt' must be adamW, found the string 'sgd'"),
         ("use_tlm: False", "use_tlm: True", r"'use_tlm' is CCLM's; with 'sample_n_captions' \(CCRK\) leave it out"),
@@ -171,7 +146,7 @@ def test_sizes_may_stand_in_a_json_file_beside_the_folder(tmp_path):
             "FP16_OPT_LEVEL: O9",
             "'accelerator.FP16_OPT_LEVEL' cannot be the string 'O9'; allowed: O0, O1",
         ),
-        ("max_tokens: 40", "max_tokens: many", "theirs.yaml:20: 'data.max_tokens' must be a whole number"),
+        ("max_tokens: 40", "max_tokens: many", "theirs.yaml:22: 'data.max_tokens' must be a whole number"),
         (
             "image_res: 224",
             "image_res: big",
