@@ -133,6 +133,13 @@ def _open_environment(path: str) -> lmdb.Environment:
             environment = lmdb.open(path, readonly=True, create=False, lock=False, readahead=False, meminit=False)
         except lmdb.Error as error:
             raise DataError(f"{path}: cannot be read as LMDB; {error}") from error
+        # lmdb maps the file: reading behind its end would end the process with a signal.
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if status.st_size < needed:
+            raise DataError(
+                f"{path}/data.mdb has {status.st_size} bytes of {needed}: it was not written or copied to its end; "
+                "copy it again, or write it with --task build_lmdb"
+            )
         _OPEN[key] = environment
     return environment
 

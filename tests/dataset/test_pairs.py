@@ -165,6 +165,16 @@ def test_a_folder_that_was_never_finished_is_refused(tmp_path):
         open_pairs(folder)
 
 
+@pytest.mark.parametrize("part", ["pairs", "imgs"])
+def test_a_file_cut_short_is_refused_before_lmdb_reads_behind_its_end(part, tmp_path):
+    write_split(tmp_path)
+    folder = build(tmp_path)
+    size = os.path.getsize(f"{folder}/{part}/data.mdb")
+    os.truncate(f"{folder}/{part}/data.mdb", size * 3 // 4)
+    with pytest.raises(DataError, match=f"{part}/data.mdb has {size * 3 // 4} bytes of {size}: it was not written"):
+        open_pairs(folder)
+
+
 @pytest.mark.parametrize(("key", "fault"), [(b"999", "records of an older file"), (None, "records are missing")])
 def test_stale_and_missing_records_are_refused(tmp_path, key, fault):
     write_split(tmp_path)
