@@ -14,13 +14,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset.auto_augment import POLICIES, SIGNED, apply_operation, apply_policy
+from dataset.auto_augment import ENHANCERS, POLICIES, apply_operation, apply_policy
 from dataset.image_steps import ImageSteps
 from dataset.loader import Loader
 from dataset.mixture import Mixture
 from dataset.text import TextTokenizer, load_tokenizer
 from dataset.text_augment import change_pieces, join_pieces
 from tests.parity.runners.common import read_case
+
+# Operations whose direction the original draws.
+SIGNED = {*ENHANCERS, "shearX", "shearY", "translateX", "translateY"}
 
 SHARE = 0.2  # of changed pieces in the original
 
