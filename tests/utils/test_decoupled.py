@@ -1,10 +1,12 @@
 """Decoupled accumulation equals one graph over the whole batch: with dropout, mixup, every contrastive objective."""
 
 import contextlib
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from bench.common import extra_memory
 from dataset.batch import ImageTextBatch, TextBatch
@@ -36,9 +38,10 @@ def objective_config(tree: dict) -> ObjectiveConfig:
     return OBJECTIVES.load(tree["name"]).Config(**tree)
 
 
-def make_task(tree: dict, seed: int = 0, dropout: float = 0.2) -> ImageText:
+def make_task(tree: dict, seed: int = 0, dropout: float = 0.2, *, recomputes: bool = False) -> ImageText:
     sizes = {"name": "bert", "vocab_size": VOCAB, "width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32}
     text = {**sizes, "max_positions": 20, "dropout": dropout, "attention_dropout": dropout}
+    text["recomputes_layers"] = recomputes
     model = build_model(seed, text_fusion=None, has_masked_language_head=False, text_encoder=text)
     config = objective_config(tree)
     return ImageText(model, {config.name: config}, None, SimpleNamespace(headline="r_mean")).double().train()
@@ -65,8 +68,10 @@ def whole_graph_gradient(task: ImageText, batches: list[ImageTextBatch]) -> tupl
     return loss.item(), {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
 
 
-def decoupled_gradient(task: ImageText, batches: list[ImageTextBatch]) -> tuple[float, dict[str, torch.Tensor]]:
-    options = {"device": CPU, "autocast": contextlib.nullcontext, "scale": torch.tensor(1.0)}
+def decoupled_gradient(
+    task: ImageText, batches: list[ImageTextBatch], autocast: Callable = contextlib.nullcontext
+) -> tuple[float, dict[str, torch.Tensor]]:
+    options = {"device": CPU, "autocast": autocast, "scale": torch.tensor(1.0)}
     parts = decoupled_backward(Replay(task), task, batches, **options)
     return sum(parts.values()).item(), {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
 
@@ -84,6 +89,33 @@ def test_gradient_is_that_of_one_graph_over_the_whole_batch(tree, step):
     assert found.keys() == expected.keys() and "model.temperature.value" in found
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_layers_that_are_recomputed_draw_the_same_dropout_three_times():
+    batches, found = [micro_batch(number) for number in range(2)], []
+    for recomputes in (False, True):
+        torch.manual_seed(3)
+        found.append(decoupled_gradient(make_task(OBJECTIVE_TREES["one_to_k"], recomputes=recomputes), batches)[1])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_gradient_under_bf16_is_that_of_one_graph_under_bf16():
+    task, batches = make_task(OBJECTIVE_TREES["mixup_nce"]).float(), [micro_batch(number) for number in range(3)]
+    for batch in batches:
+        batch.images = batch.images.float()
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    before = capture_random_state(CPU)
+    with autocast():
+        loss, expected = whole_graph_gradient(task, batches)
+    restore_random_state(before, CPU)
+    found_loss, found = decoupled_gradient(task, batches, autocast)
+    assert found_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in expected.items():  # the shares of micro-batches are rounded one by one
+        assert (found[name] - gradient).norm() <= 0.02 * gradient.norm() + 1e-6, name
 
 
 def test_one_micro_batch_is_the_plain_step():
@@ -115,13 +147,22 @@ def test_gradient_stays_finite_at_the_lowest_temperature(temperature):
     assert loss == loss and all(gradient.isfinite().all() for gradient in found.values())
 
 
+def note_and_reduce(sizes: list[int], bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's own exchange of a bucket of gradients, its size noted."""
+    sizes.append(bucket.buffer().numel())
+    return allreduce_hook(None, bucket)
+
+
 def _ranks_agree_with_one_graph(rank: int, name: str) -> None:
     torch.manual_seed(rank)
     task = make_task(OBJECTIVE_TREES[name], dropout=0)
     wrapped = torch.nn.parallel.DistributedDataParallel(Replay(task))
+    sizes: list[int] = []
+    wrapped.register_comm_hook(sizes, note_and_reduce)
     batches = [micro_batch(number, num_images=3) for number in range(4)]
     options = {"device": CPU, "autocast": contextlib.nullcontext, "scale": torch.tensor(1.0)}
     decoupled_backward(wrapped, task, batches[2 * rank : 2 * rank + 2], **options)
+    assert sum(sizes) == sum(p.numel() for p in task.parameters())  # every gradient travelled once
     found = {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
     torch.distributed.barrier()
     whole = make_task(OBJECTIVE_TREES[name], dropout=0)
