@@ -155,10 +155,10 @@ def mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
 def mean_without_english(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     """What IGLUE reports: the mean of each number over all languages but English; {} where that says nothing new.
 
-    metrics holds one entry per language (or data set); a single language, or English alone, has no such mean.
+    metrics holds one entry per language (or data set); without English, or with English alone, there is no such mean.
     """
     others = [numbers for name, numbers in metrics.items() if name != ENGLISH]
-    return mean_metrics(others) if others and len(metrics) > 1 else {}
+    return mean_metrics(others) if 0 < len(others) < len(metrics) else {}
 
 
 def median_rank(ranks: Tensor) -> float:

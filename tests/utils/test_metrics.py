@@ -148,6 +148,7 @@ def test_the_mean_of_iglue_leaves_out_english():
     metrics = {"en": {"img_r1": 90.0}, "de": {"img_r1": 10.0}, "ja": {"img_r1": 30.0}}
     assert mean_without_english(metrics) == {"img_r1": 20.0}
     assert mean_without_english({"en": metrics["en"]}) == mean_without_english({"de": metrics["de"]}) == {}
+    assert mean_without_english({"coco": metrics["en"], "f30k": metrics["de"]}) == {}
 
 
 def test_any_of_several_images_of_a_text_counts():
