@@ -81,7 +81,8 @@ function scoreLine(picture, number) {
   meter.value = best > last ? 0.05 + 0.95 * (picture.score - last) / (best - last) : 1;
   meter.setAttribute("aria-hidden", "true");
   line.title = scoreText(picture);
-  line.append(make("span", "", number + 1), meter);
+  const value = picture.match == null ? picture.similarity.toFixed(3) : `${(100 * picture.match).toFixed(1)} %`;
+  line.append(make("span", "", number + 1), meter, make("span", "value", value));
   return line;
 }
 
@@ -111,7 +112,9 @@ async function run() {
     const hasMore = answer.pictures.length >= state.shown && state.shown < answer.limit;
     show(answer.pictures, answer.message, hasMore);
   } catch (error) {
-    if (request === state.request) tell(error);
+    if (request !== state.request) return;
+    if (state.shown === PAGE_SIZE) show([], "", false); // what stands there answers another search
+    tell(error);
   } finally {
     clearTimeout(waiting);
   }

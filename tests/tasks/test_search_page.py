@@ -100,6 +100,7 @@ def test_words_show_pictures_with_captions_scores_and_latency(page):
     search(page, "红色 red colour")
     assert loaded_pictures(page) == 9 == page.locator(".score meter").count()
     assert re.fullmatch(r"9 of 9 pictures . \d+ ms . 9 of them re-ranked", page.inner_text("#status"))
+    assert re.fullmatch(r"\d+\.\d %", page.inner_text(".score .value >> nth=0"))
     assert "图片" in page.inner_text(".card >> nth=0")  # the caption in the script of the query
     assert "q=" in page.url
     page.go_back()
@@ -164,6 +165,7 @@ def test_what_the_server_refuses_is_told(page):
     assert "nothing to look for" in page.inner_text("#problem")
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
     until(page, "document.querySelector('#problem').textContent.includes('cannot be read')")
+    assert page.locator(".card").count() == 0 and not page.inner_text("#status")  # no answer to another search
     search(page, "red")
     assert page.is_hidden("#problem")
 
