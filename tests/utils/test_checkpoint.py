@@ -111,7 +111,7 @@ def test_files_with_numpy_and_python_random_states_are_read(tmp_path: Path) -> N
 def test_files_written_with_numpy_1_are_read(tmp_path: Path) -> None:
     torch.save({"np_random_state": numpy.random.get_state()}, tmp_path / "new.th", _use_new_zipfile_serialization=False)
     content = (tmp_path / "new.th").read_bytes()
-    assert b"numpy._core.multiarray" in content
+    assert b"core.multiarray" in content  # numpy 1 itself writes the old name
     (tmp_path / "old.th").write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert len(read_weights(tmp_path / "old.th")["np_random_state"][1]) == 624
 
