@@ -24,6 +24,8 @@ from tests.parity.runners.common import (
     assert_close,
     assert_gradient,
     assert_loss,
+    bert_tree,
+    mean_gradients,
     read_case,
     temperature_gradient_rounding,
     weight_tolerance,
@@ -47,13 +49,8 @@ def model_tree(config: dict[str, Any], stage: str, vision: str = "vision") -> di
             "num_heads": image["num_heads"],
         },
         "text_encoder": {
-            "name": "bert",
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
+            **bert_tree(text),
             "num_layers": num_text,
-            "num_heads": text["num_attention_heads"],
-            "mlp_width": text["intermediate_size"],
-            "max_positions": text["max_position_embeddings"],
             "pad_id": config.get("text_special_ids", {}).get("pad", 1),
             **{TEXT_SIZES[name]: text[name] for name in ("type_vocab_size", "layer_norm_eps") if name in text},
         },
@@ -348,7 +345,6 @@ def pretrain_distributed(folder: Path) -> None:
 
 
 def _pretrain_rank(rank: int, folder: Path) -> None:
-    import torch.distributed as dist
 
     case = read_case(folder)
     config = case.config
@@ -367,12 +363,7 @@ def _pretrain_rank(rank: int, folder: Path) -> None:
             if key in case.outputs:
                 assert_loss(value, case.outputs[key], key, step.temperature)
     sum(losses.values()).backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        dist.all_reduce(gradient)
-        gradients[name] = gradient / ranks
-    written = cclm_weights.to_checkpoint(gradients, tree, "pretrain")
+    written = cclm_weights.to_checkpoint(mean_gradients(model), tree, "pretrain")
     for key, expected in case.outputs.items():
         if key.startswith("gradnorm_ddp/"):
             assert_gradient(written[key.removeprefix("gradnorm_ddp/")].norm(), expected, key)

@@ -96,19 +96,26 @@ def assert_gradient_norms(found: dict[str, Tensor], path: Path, temperature: Ten
         assert abs(norm - (value or 0.0)) <= allowed, f"gradient norm of {name}: {norm:.8g}, expected {value}"
 
 
+def mean_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter, zero where it has none, mean over the processes."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        if dist.is_initialized():
+            dist.all_reduce(found[name])
+            found[name] /= dist.get_world_size()
+    return found
+
+
 def assert_rank_gradients(
     model: nn.Module, tree: dict[str, Any], outputs: dict[str, Tensor], norms: Path, temperature: Tensor
 ) -> None:
     """This rank's gradients (`grad_local.*`) and their means over ranks (`grad_mean.*`) as in outputs; norms of all."""
     stage = "pretrain" if tree.get("has_masked_language_head") else "finetune"
     local = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
-    mean = {name: value.clone() for name, value in local.items()}
-    for value in mean.values():
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
     written = {
         "grad_local": cclm_weights.to_checkpoint(local, tree, stage),
-        "grad_mean": cclm_weights.to_checkpoint(mean, tree, stage),
+        "grad_mean": cclm_weights.to_checkpoint(mean_gradients(model), tree, stage),
     }
     for key, expected in outputs.items():
         kind, _, name = key.partition(".")
@@ -117,6 +124,19 @@ def assert_rank_gradients(
             assert (written[kind][name] - expected).norm() <= GRADIENT_TOLERANCE * expected.norm() + rounding, key
     found = {name: value.norm() for name, value in written["grad_mean"].items() if value.is_floating_point()}
     assert_gradient_norms(found, norms, temperature)
+
+
+def bert_tree(text: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of a `text_encoder` section for those of a Hugging Face BERT."""
+    return {
+        "name": "bert",
+        "vocab_size": text["vocab_size"],
+        "width": text["hidden_size"],
+        "num_layers": text.get("num_hidden_layers"),
+        "num_heads": text["num_attention_heads"],
+        "mlp_width": text["intermediate_size"],
+        "max_positions": text["max_position_embeddings"],
+    }
 
 
 def cclm_model_tree(config: dict[str, Any], *, is_pretraining: bool = False) -> dict[str, Any]:

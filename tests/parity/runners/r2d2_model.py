@@ -25,6 +25,8 @@ from tests.parity.runners.common import (
     Case,
     assert_close,
     assert_loss,
+    bert_tree,
+    mean_gradients,
     read_case,
 )
 from tests.ranks import run_on_ranks
@@ -56,18 +58,8 @@ def model_tree(config: dict[str, Any]) -> dict[str, Any]:
             "final_norm": False,
             "is_frozen": True,
         },
-        "text_encoder": {
-            "name": "bert",
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "num_layers": text["num_hidden_layers"],
-            "num_heads": text["num_attention_heads"],
-            "mlp_width": text["intermediate_size"],
-            "max_positions": text["max_position_embeddings"],
-            "num_token_types": text["type_vocab_size"],
-            "layer_norm_eps": 1e-12,
-            "pad_id": 0,
-        },
+        "text_encoder": bert_tree(text)
+        | {"num_token_types": text["type_vocab_size"], "layer_norm_eps": 1e-12, "pad_id": 0},
         "text_fusion": stack,
         "image_fusion": stack,
         "match_head": "linear",
@@ -255,7 +247,7 @@ def _retrieval_rank(rank: int, folder: Path) -> None:
     dist.all_reduce(mean)
     assert_loss(mean / ranks, outputs["loss_gcpr"].mean(), "loss_gcpr")
     (contrastive + matching).backward()
-    check_gradients(case, model, ranks)
+    check_gradients(case, model)
 
 
 def matching_train(folder: Path) -> None:
@@ -278,16 +270,10 @@ def matching_train(folder: Path) -> None:
     check_gradients(case, model)
 
 
-def check_gradients(case: Case, model: Model, ranks: int = 1) -> None:
+def check_gradients(case: Case, model: Model) -> None:
     """Gradients, averaged over ranks, against the recorded ones under their original names."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        state[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        if ranks > 1:
-            dist.all_reduce(state[name])
-        state[name] /= ranks
     tree = model_tree(case.config)
-    found = r2d2_weights.to_checkpoint(state, tree, "r2d2")
+    found = r2d2_weights.to_checkpoint(mean_gradients(model), tree, "r2d2")
     for name in r2d2_weights.from_checkpoint(case.state, tree).left_out:  # tables that nothing reads
         found[name] = torch.zeros_like(found[name])
     # Some gradients are zero but for rounding: a key's bias moves all logits of a softmax alike.

@@ -20,7 +20,7 @@ from objectives.contrastive import PairContrastive
 from objectives.mixup import CoinFlipMixup
 from objectives.step import Mix, Step
 from rosetta import load_weights, renamed
-from tests.parity.runners.common import OUTPUT_TOLERANCE, assert_close, read_case
+from tests.parity.runners.common import OUTPUT_TOLERANCE, assert_close, bert_tree, read_case
 from utils.checkpoint import read_weights
 from utils.config import build, to_tree
 
@@ -38,13 +38,7 @@ def model_tree(config: dict[str, Any], temperature: float = 0.02, *, is_learned:
             "num_heads": image["num_heads"],
         },
         "text_encoder": {
-            "name": "bert",
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "num_layers": text["num_hidden_layers"],
-            "num_heads": text["num_attention_heads"],
-            "mlp_width": text["intermediate_size"],
-            "max_positions": text["max_position_embeddings"],
+            **bert_tree(text),
             "num_token_types": text.get("type_vocab_size", 2),
             "layer_norm_eps": 1e-12,
             "dropout": text.get("hidden_dropout_prob", 0.0),
