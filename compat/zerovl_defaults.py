@@ -12,7 +12,7 @@ from utils.config import ConfigError
 from utils.registry import nearest
 
 COMMAND_LINE = "command line"
-# Plain dictionaries there, which a file replaces as a whole; an override may name a key that they do not have.
+# Plain dictionaries there, which a file or an override replaces as a whole.
 OPEN = {"optim.param", "optim.lr.param", "optim.grad_clip", "optim.param_group_rules", "dist.param"}
 
 CLIP: dict[str, Any] = {
@@ -196,7 +196,7 @@ def _merge(tree: dict[str, Any], content: dict[str, Any], where: str) -> None:
                 raise ConfigError(f"'{dotted}' must be a section of settings, found {value!r}")
             _merge(tree[key], value, f"{dotted}.")
         else:
-            tree[key] = value if dotted in OPEN else converted(value, tree[key], dotted)
+            tree[key] = value if value is None or dotted in OPEN else converted(value, tree[key], dotted)
 
 
 def _override(tree: dict[str, Any], word: str) -> None:
@@ -204,12 +204,10 @@ def _override(tree: dict[str, Any], word: str) -> None:
     if not equals:
         raise ConfigError(f"{COMMAND_LINE}: '{word}' is no key=value")
     *sections, last = key.strip().split(".")
-    for place, part in enumerate(sections):
+    for part in sections:
         if not isinstance(tree, dict) or part not in tree:
             raise ConfigError(f"{COMMAND_LINE}: {_unknown(key, part, tree)}")
         tree = tree[part]
-        if ".".join(sections[: place + 1]) in OPEN:
-            tree.setdefault(last, None)
     if not isinstance(tree, dict) or last not in tree:
         raise ConfigError(f"{COMMAND_LINE}: {_unknown(key, last, tree)}")
     tree[last] = converted(literal(text), tree[last], key)
@@ -234,10 +232,12 @@ def _quote(found: re.Match[str]) -> str:
 
 def converted(value: Any, old: Any, key: str) -> Any:
     """The value as the kind of the one it replaces."""
-    if old is None or value is None or type(value) is type(old):
+    if old is None or type(value) is type(old):
         return list(value) if isinstance(value, tuple) else value
     if isinstance(old, list) and isinstance(value, (tuple, str)):
-        return list(value) if isinstance(value, tuple) else [part.strip() for part in value.split(",")]
+        if isinstance(value, tuple):
+            return list(value)
+        return [part.strip() for part in value.removeprefix("[").removesuffix("]").split(",")]
     if isinstance(old, str) and not isinstance(value, (list, dict)):
         return str(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):

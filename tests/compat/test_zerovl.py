@@ -92,7 +92,7 @@ def test_the_published_probe_is_ours(tmp_path, monkeypatch):
     ("word", "message"),
     [
         ("optim.name=SGD", "optim.name must be 'LARS' for --task linear_prob, found 'SGD'"),
-        ("ckpt.external_resume=None", "'ckpt.external_resume' are needed"),
+        ("ckpt.external_resume=", "'ckpt.external_resume' are needed"),
         ("model.projection.dim=3", "unknown key 'model'"),
     ],
 )
@@ -115,6 +115,8 @@ def test_overrides_in_the_originals_keys_reach_our_file(tmp_path):
         (["loss.name=Triplet"], "loss.name must be one of NCE, MixUpNCE; found Triplet"),
         (["data.batch_size=100", "runner.name=clip_bsgs"], "data.batch_size 100 is not a multiple of"),
         (["loss.extra_losses=[a]"], "loss.extra_losses must be empty"),
+        (["optim.grad_clip.max_norm=1"], "unknown key 'optim.grad_clip.max_norm'"),
+        (["data.batch_size=None"], "'data.batch_size' must be like 1024, found None"),
     ],
 )
 def test_wrong_words_are_told(words, message, tmp_path, monkeypatch):
@@ -144,6 +146,12 @@ def test_a_rule_finds_the_parameters_that_it_found_in_the_original(regex):
     match = our_match(regex, TREE, "x.yaml")
     for theirs, ours in pairs:
         assert bool(re.search(match, f"model.{ours}")) == bool(re.search(regex, theirs)), (theirs, ours)
+
+
+def test_a_list_of_words_with_signs_needs_no_quotes():
+    words = ["model.pretrain_prefix_change_list=[old.->, module.a->b]", "optim.grad_clip={max_norm: 2.0}"]
+    config = config_of("--cfg", "configs/clip/zerovl.yaml", "ckpt.external_resume=x.pth", *words)
+    assert config.init.rename == {"old.": "", "a": "b"} and config.train.clip_norm == 2.0
 
 
 def test_a_rule_that_parts_one_matrix_is_refused():
