@@ -116,6 +116,10 @@ class DualEncoder(nn.Module):
         """
         encoder = self.text_encoder
         state = encoder.encode_packed(ids, lengths) if isinstance(lengths, Packing) else encoder(ids, lengths)
+        return self.embed_encoded(state, change_projected)
+
+    def embed_encoded(self, state: TextState, change_projected: Callable[[Tensor], Tensor] | None = None) -> TextState:
+        """The same texts with their embeddings, where the model projects texts; see `encode_text`."""
         if self.text_projection is not None:
             projected = self.project_text(state)
             if change_projected is not None:

@@ -201,25 +201,22 @@ class Model(DualEncoder):
             )
         return self.text_fusion.project_texts(texts)
 
+    def encode_masked(self, ids: Tensor, packing: Packing, chosen: Tensor) -> TextState:
+        """Masked texts ids (M, L), those `chosen` (M,) of a packing, after the text tower."""
+        return self.text_encoder.encode_packed(ids, select_texts(packing, chosen)[0])
+
     def masked_tokens(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        packing: Packing,
-        chosen: Tensor,
-        keys: list[KeyValue] | None,
+        self, texts: TextState, positions: Tensor, targets: Tensor, keys: list[KeyValue] | None
     ) -> tuple[Tensor, Tensor]:
         """Tokens (Q, D) at the masked positions, ready for the vocabulary, and their targets (Q,).
 
-        ids (M, L) with masks are those of the texts `chosen` (M,) of `packing`, text m meets image m, or none without
-        keys; positions and targets (M, P), a negative target marks an unused slot.
+        texts with masks, M of them: text m meets image m, or none without keys; positions and targets (M, P), a
+        negative target marks an unused slot.
         """
-        chosen_packing, _ = select_texts(packing, chosen)
-        texts = self.text_encoder.encode_packed(ids, chosen_packing)
-        reading = read_positions(chosen_packing, positions, targets >= 0)
-        fused = self.text_fusion(texts, keys, torch.arange(len(chosen), device=chosen.device), reading)
-        placed = targets[chosen_packing.order]  # (M, P) by packed place
+        order = texts.packing.order
+        reading = read_positions(texts.packing, positions, targets >= 0)
+        fused = self.text_fusion(texts, keys, torch.arange(len(order), device=order.device), reading)
+        placed = targets[order]  # (M, P) by packed place
         target = placed[placed >= 0] if len(fused) != placed.numel() else placed.flatten()
         return self.masked_language_head(fused), target
 

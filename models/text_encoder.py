@@ -160,6 +160,15 @@ class TextEncoder(nn.Module):
             raise ValueError(f"a text has {max(lengths)} tokens; this encoder has positions for {self.longest}")
         return self.encode_packed(ids, pack(lengths, ids.device))
 
+    def encode_all(self, texts: Sequence[tuple[Tensor, Sequence[int]]]) -> list[TextState]:
+        """Several sets of texts, ids (T, L) and lengths each, in one pass: every weight is read, and its gradient
+        written, once.
+        """
+        widest = max(ids.shape[1] for ids, _ in texts)
+        ids = torch.cat([F.pad(ids, (0, widest - ids.shape[1]), value=self.config.pad_id) for ids, _ in texts])
+        all_texts = self(ids, [length for _, lengths in texts for length in lengths])
+        return [all_texts.select(rows) for rows in torch.arange(len(ids)).split([len(ids) for ids, _ in texts])]
+
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
         x = self.embed(ids, packing)

@@ -160,5 +160,6 @@ def masked_language_loss(step: Step, ids: Tensor, positions: Tensor, targets: Te
     """ids (M, L) with masks, one text per image; positions and targets (M, P); `chosen` (M,) rows in the step's
     texts.
     """
-    tokens, target = step.model.masked_tokens(ids, positions, targets, step.masked_packing, chosen, step.masked_keys)
+    texts = step.masked_texts(ids, chosen)
+    tokens, target = step.model.masked_tokens(texts, positions, targets, step.masked_keys)
     return vocabulary_loss(tokens, step.model.text_encoder.word.weight, step.model.masked_language_head.bias, target)

@@ -100,6 +100,7 @@ class Step:
     teacher: Any = None  # what a teacher makes of the batch: image (M, E), text (T, E), pooled_text (T, D)
     reads_masked: bool = False  # the texts were encoded with their masks: one pass serves all objectives
     teacher_embed: Tensor | None = None  # the images' (M, E') by a teacher
+    encoded_masked: Any = None  # the masked texts, a row per image, where they went through the tower with the others
     ignored: Tensor | None = None  # (M,) bool: images that, with their texts, only fill the batch; read by `nce`
     can_share_rows: ClassVar[bool] = True  # whether other ranks can use its images and texts as they are
 
@@ -165,6 +166,12 @@ class Step:
     def masked_packing(self) -> Any:
         """How the masked texts are packed."""
         return self.texts.packing
+
+    def masked_texts(self, ids: Tensor, chosen: Tensor) -> Any:
+        """Masked texts ids (M, L), the rows `chosen` (M,) of `masked`, after the text tower."""
+        if self.encoded_masked is not None:
+            return self.encoded_masked
+        return self.model.encode_masked(ids, self.masked_packing, chosen)
 
     @property
     def masked_keys(self) -> list[Any] | None:

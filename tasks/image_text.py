@@ -99,6 +99,7 @@ class ImageText(Task):
             self.stream_choices.get(batch.stream, self.positive_choice),
             self.draw_mix() if is_main else None,
             reads_masked=self.reads_masked and is_main,
+            joins_masked="mlm" in self.due_objectives(batch.stream),
         )
         if self.teacher is not None and is_main:
             is_shared = self.model.image_encoder.config.is_frozen
@@ -124,11 +125,14 @@ class ImageText(Task):
         is_due = self.training and self.mixup is not None and self.mixup.config.is_due(self.num_steps)
         return self.mixup.draw(self.num_steps) if is_due else None
 
+    def due_objectives(self, stream: str) -> dict[str, Any]:
+        """A stream's objectives whose turn it is."""
+        objectives = self.objectives if stream == MAIN else self.stream_objectives[stream]
+        return {name: each for name, each in objectives.items() if each.config.is_due(self.num_steps)}
+
     def losses(self, step: Step, stream: str = MAIN) -> dict[str, Tensor]:
         """Weighted losses of a stream's objectives whose turn it is."""
-        is_main = stream == MAIN
-        objectives, prefix = (self.objectives, "") if is_main else (self.stream_objectives[stream], f"{stream}/")
-        due = {name: each for name, each in objectives.items() if each.config.is_due(self.num_steps)}
+        prefix, due = "" if stream == MAIN else f"{stream}/", self.due_objectives(stream)
         found = {
             prefix + name: objective(step) * objective.config.weight
             for name, objective in due.items()

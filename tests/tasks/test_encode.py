@@ -146,3 +146,28 @@ def test_texts_of_another_width_cannot_stand_in_for_images():
     step = encode_step(make_model(image_encoder=model_tree()["image_encoder"]), make_pair_batch(), "uniform")
     with pytest.raises(ValueError, match="found image 24, text 16"):
         objective_of(TextMatching)(step)
+
+
+BATCHES = {
+    "captions": lambda: (make_batch(LENGTHS, num_images=4), "uniform"),
+    "two captions": lambda: (make_batch(LENGTHS, num_images=2), "first"),
+    "regions": lambda: (make_region_batch(17), "uniform"),
+    "parallel": lambda: (make_pair_batch(), "uniform"),
+    "joined pairs": lambda: (make_pair_batch(is_joined=True), "uniform"),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_masked_texts_may_share_the_towers_pass(kind):
+    model, (batch, choice) = make_model(), BATCHES[kind]()
+    losses, gradients = [], []
+    for joins_masked in (False, True):
+        step = encode_step(model, batch, choice, joins_masked=joins_masked)
+        assert (step.encoded_masked is not None) == joins_masked
+        loss = objective_of(MaskedLanguageModelling)(step) + step.texts.embed.sum()
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.text_encoder.word.weight.grad)
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)

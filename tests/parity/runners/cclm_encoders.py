@@ -118,7 +118,8 @@ def check_words(
 ) -> Tensor:
     """The loss of the masked words, whose logits are those recorded."""
     ids, positions, targets = masked
-    tokens, target = model.masked_tokens(ids, positions, targets, packing, torch.arange(len(ids)), keys)
+    texts = model.encode_masked(ids, packing, torch.arange(len(ids)))
+    tokens, target = model.masked_tokens(texts, positions, targets, keys)
     weight, bias = model.text_encoder.word.weight, model.masked_language_head.bias
     order = packing.order
     is_real = targets[order] >= 0

@@ -208,9 +208,8 @@ def matching_and_words(case: Case, step: Step, positive: Tensor) -> dict[str, Te
 
 def check_word_logits(step: Step, masked: MaskedText, positive: Tensor, expected: Tensor) -> None:
     targets = masked.targets[positive]
-    tokens, found_targets = step.model.masked_tokens(
-        masked.ids[positive], masked.positions[positive], targets, step.texts.packing, positive, step.image_keys
-    )
+    texts = step.masked_texts(masked.ids[positive], positive)
+    tokens, found_targets = step.model.masked_tokens(texts, masked.positions[positive], targets, step.image_keys)
     logits = tokens @ step.model.text_encoder.word.weight.T + step.model.masked_language_head.bias
     order = torch.tensor(step.texts.packing.lengths)[positive].argsort(stable=True)
     real = targets[order] >= 0
