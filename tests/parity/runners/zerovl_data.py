@@ -27,9 +27,6 @@ SIGNED = {*ENHANCERS, "shearX", "shearY", "translateX", "translateY"}
 
 SHARE = 0.2  # of changed pieces in the original
 
-# The original draws a sign for these operations only.
-SIGNED = {*ENHANCERS, "shearX", "shearY", "translateX", "translateY"}
-
 
 class Numbers:
     """A data set whose samples are their own numbers."""
