@@ -20,6 +20,7 @@ from models.model import Model
 from objectives.contrastive import PairContrastive
 from optim import OptimConfig, make_optimizer
 from tasks.image_text import ImageText
+from utils.allocator import keep_freed_memory
 from utils.config import build
 from utils.decoupled import Replay, decoupled_backward
 from utils.precision import Precision, autocast, guarded_step
@@ -65,6 +66,7 @@ def plain_loss(task: ImageText, batch: ImageTextBatch) -> Tensor:
 
 def steps(options: Options) -> list[Result]:
     """Row A9."""
+    keep_freed_memory()
     task = make_task(TINY if options.is_small else BASE)
     batch = make_batch(task, 8 if options.is_small else 16)
     found, expected = sum(task(batch).values()), plain_loss(task, batch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.heads import LogScale, Temperature
 from models.image_encoder import ImageEncoder, RegionTokens
-from models.packing import Packing
+from models.packing import Packing, pack
 from models.projection import Projection
 from models.text_encoder import TextEncoder, TextState
 
@@ -121,8 +121,17 @@ class DualEncoder(nn.Module):
     def embed_encoded(self, state: TextState, change_projected: Callable[[Tensor], Tensor] | None = None) -> TextState:
         """The same texts with their embeddings, where the model projects texts; see `encode_text`."""
         if self.text_projection is not None:
-            projected = self.project_text(state)
-            if change_projected is not None:
-                projected = change_projected(projected)
-            state.embed = Projection.finish(self.projection_form, projected)
+            state.embed = self._embed_text(self.text_encoder.pool(state), change_projected)
         return state
+
+    def embed_text(
+        self, ids: Tensor, lengths: Sequence[int], change_projected: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """The embeddings (T, E) that encode_text gives, where nothing reads the tokens."""
+        return self._embed_text(self.text_encoder.encode_pooled(ids, pack(lengths, ids.device)), change_projected)
+
+    def _embed_text(self, pooled: Tensor, change_projected: Callable[[Tensor], Tensor] | None) -> Tensor:
+        projected = self.text_projection(pooled)
+        if change_projected is not None:
+            projected = change_projected(projected)
+        return Projection.finish(self.projection_form, projected)

@@ -66,13 +66,14 @@ class HuggingFaceText(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Sequence[int]) -> TextState:
         """ids (T, L) padded on the right, lengths: real tokens of each text, on the host."""
-        if max(lengths) > self.longest:
-            raise ValueError(f"a text has {max(lengths)} tokens; this encoder has positions for {self.longest}")
         return self.encode_packed(ids, pack(lengths, ids.device))
 
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
-        ids = ids[:, : max(packing.lengths)]
+        longest = max(packing.lengths)
+        if longest > self.longest:
+            raise ValueError(f"a text has {longest} tokens; this encoder has positions for {self.longest}")
+        ids = ids[:, :longest]
         mask = torch.arange(ids.shape[1], device=ids.device)[None, :] < packing.length[:, None]  # (T, L)
         tokens = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (T, L, D)
         rows = with_spare_rows(token_rows(packing, ids.shape[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,8 +156,6 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Sequence[int]) -> TextState:
         """ids (T, L) padded on the right, lengths: real tokens of each text, on the host."""
-        if max(lengths) > self.longest:
-            raise ValueError(f"a text has {max(lengths)} tokens; this encoder has positions for {self.longest}")
         return self.encode_packed(ids, pack(lengths, ids.device))
 
     def encode_all(self, texts: Sequence[tuple[Tensor, Sequence[int]]]) -> list[TextState]:
@@ -171,13 +169,17 @@ class TextEncoder(nn.Module):
 
     def encode_packed(self, ids: Tensor, packing: Packing) -> TextState:
         """ids (T, L) of the texts of an existing packing."""
+        return TextState(self._run(self.layers, ids, packing), packing)
+
+    def _run(self, layers: Iterable[Layer], ids: Tensor, packing: Packing) -> Tensor:
+        """Rows (R, D) after these layers, the first of all."""
         x = self.embed(ids, packing)
-        for layer in self.layers:
+        for layer in layers:
             if self.config.recomputes_layers and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, packing, use_reentrant=False)
             else:
                 x = layer(x, packing)
-        return TextState(x, packing)
+        return x
 
     def encode_pooled(self, ids: Tensor, packing: Packing) -> Tensor:
         """`pool` of the texts ids (T, L), for those who read nothing else: (T, D); the last layer computes only what
@@ -185,14 +187,15 @@ class TextEncoder(nn.Module):
         """
         if self.config.pooling != "first":
             return self.pool(self.encode_packed(ids, packing))
-        x = self.embed(ids, packing)
-        for layer in self.layers[:-1]:
-            x = layer(x, packing)
+        x = self._run(self.layers[:-1], ids, packing)
         rows = self.layers[-1](x, packing, reading=read_first(packing))  # by packed place
         return torch.zeros_like(rows).index_copy(0, packing.order, rows)
 
     def embed(self, ids: Tensor, packing: Packing, first_position: int = 0) -> Tensor:
         """What the first layer reads (R, D); the texts begin at first_position."""
+        longest = first_position + max(packing.lengths)
+        if longest > self.longest:
+            raise ValueError(f"a text has {longest} tokens; this encoder has positions for {self.longest}")
         packed_ids = ids.flatten()[with_spare_rows(token_rows(packing, ids.shape[1]))]  # (R,)
         position = positions_in_text(packing, ids.device) + self.config.position_offset + first_position
         position = F.pad(position, (0, len(packed_ids) - len(position)))

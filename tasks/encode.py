@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,13 @@ from models.text_encoder import TextState
 from objectives.step import Mix, PositiveChoice, RegionStep, Step, TextPairStep, TwoCaptionStep
 
 
+@dataclass
+class Embedded:
+    """Images or texts of which a step reads nothing but their unit embeddings (n, E)."""
+
+    embed: Tensor
+
+
 def encode_step(
     model: Model,
     batch: ImageTextBatch | LabelledBatch | TextPairBatch,
@@ -21,13 +30,15 @@ def encode_step(
     *,
     reads_masked: bool = False,
     joins_masked: bool = False,
+    reads_tokens: bool = True,
 ) -> Step:
     """The step of a batch of images, regions or parallel texts.
 
     positive_choice: which of several captions matching and masked words see; `first` makes two captions per image a
     step in which the second meets the contrastive losses only. mix: mixup of a batch of images with captions.
     reads_masked: captions are encoded with their masks. joins_masked: masked texts, where it is known beforehand which
-    ones will be read, go through the text tower in one pass with the others.
+    ones will be read, go through the text tower in one pass with the others. Without reads_tokens images and captions
+    have nothing but their embeddings.
     """
     if isinstance(batch, TextPairBatch):
         return _encode_pairs(model, batch, joins_masked=joins_masked)
@@ -35,8 +46,11 @@ def encode_step(
         return _encode_regions(model, batch, joins_masked=joins_masked)
     mixes_images = mix is not None and mix.is_image
     pixels = mix(model.image_encoder.normalise(batch.images)) if mixes_images else batch.images
-    images = model.encode_image(pixels)
     change = None if mixes_images else mix
+    if not reads_tokens:
+        images, texts = model.embed_image(pixels), model.embed_text(batch.texts.ids, batch.texts.lengths, change)
+        return Step(model, batch, Embedded(images), Embedded(texts), positive_choice, mix)
+    images = model.encode_image(pixels)
     if positive_choice == "first" and batch.num_texts != batch.num_images:
         return _with_two_captions(model, batch, images, change, joins_masked=joins_masked)
     masked = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from objectives import OBJECTIVES
 from objectives.mixup import CoinFlipMixup
 from objectives.step import Mix, PositiveChoice, ReportsStatistics, StatefulObjective, Step
 from tasks import EVALUATIONS
-from tasks.encode import encode_step
+from tasks.encode import Embedded, encode_step
 from tasks.task import Task
 
 
@@ -92,14 +91,16 @@ class ImageText(Task):
 
     def encode(self, batch: ImageTextBatch | LabelledBatch | TextPairBatch) -> Step:
         """A batch after the towers, mixed where the step mixes."""
-        is_main = batch.stream == MAIN
+        is_main, due = batch.stream == MAIN, self.due_objectives(batch.stream)
+        reads_tokens = self.teacher is not None or not all(each.config.reads_embeddings_only for each in due.values())
         step = encode_step(
             self.model,
             batch,
             self.stream_choices.get(batch.stream, self.positive_choice),
             self.draw_mix() if is_main else None,
             reads_masked=self.reads_masked and is_main,
-            joins_masked="mlm" in self.due_objectives(batch.stream),
+            joins_masked="mlm" in due,
+            reads_tokens=reads_tokens,
         )
         if self.teacher is not None and is_main:
             is_shared = self.model.image_encoder.config.is_frozen
@@ -149,7 +150,7 @@ class ImageText(Task):
     def embed(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Embeddings of images (M, E) and texts (T, E), and the teacher's where no gradient is asked for."""
         if torch.is_grad_enabled():
-            step = encode_step(self.model, batch, self.positive_choice, self.draw_mix())
+            step = encode_step(self.model, batch, self.positive_choice, self.draw_mix(), reads_tokens=False)
         else:
             step = self.encode(batch)
         embeds = {"image": step.images.embed, "text": step.texts.embed, "teacher": step.teacher_embed}
@@ -158,7 +159,7 @@ class ImageText(Task):
     def joint_losses(self, batches: Sequence[ImageTextBatch], embeds: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weighted losses by objective of all micro-batches as one batch."""
         joint = join_batches(batches, embeds["image"].device)
-        images, texts = (SimpleNamespace(embed=embeds[side]) for side in ("image", "text"))
+        images, texts = (Embedded(embeds[side]) for side in ("image", "text"))
         options = {"mix": self.draw_mix(), "teacher_embed": embeds.get("teacher")}
         return self.losses(Step(self.model, joint, images, texts, self.positive_choice, **options))
 

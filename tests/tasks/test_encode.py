@@ -171,3 +171,18 @@ def test_masked_texts_may_share_the_towers_pass(kind):
         gradients.append(model.text_encoder.word.weight.grad)
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_that_reads_embeddings_alone_has_the_same_loss_and_gradients():
+    model, batch = make_model(image_encoder=model_tree()["image_encoder"]), make_batch(LENGTHS, num_images=2)
+    losses, gradients = [], []
+    for reads_tokens in (True, False):
+        step = encode_step(model, batch, "uniform", reads_tokens=reads_tokens)
+        assert hasattr(step.images, "tokens") == hasattr(step.texts, "tokens") == reads_tokens
+        loss = objective_of(Contrastive)(step)
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
