@@ -30,6 +30,7 @@ PROGRAMS = {
     "A13": "bench.start_up",
     "A14": "bench.two_stacks",
     "A15": "bench.answers",
+    "A16": "bench.two_images",
     "extraction": "bench.extraction",
 }
 COLUMNS = ("row", "what", "plain", "ours", "ratio", "floor", "goal", "agreement")

@@ -13,6 +13,7 @@ from bench import (
     reranking,
     search,
     training_step,
+    two_images,
     two_stacks,
 )
 from bench.__main__ import PROGRAMS, main, table
@@ -39,6 +40,7 @@ SMALL = Options(is_small=True, repeats=1)
         (contrastive, "A12"),
         (two_stacks, "A14"),
         (answers, "A15"),
+        (two_images, "A16"),
         (extraction, "extraction"),
     ],
 )
