@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from utils.allocator import keep_freed_memory, set_thresholds
+
 
 @dataclass(frozen=True)
 class Options:
@@ -82,6 +84,17 @@ def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str
             if round_number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def as_by_default(way: Callable[[], object]) -> Callable[[], object]:
+    """The way with the allocator of a program that sets nothing, while the other one has the trainer's settings."""
+
+    def with_settings() -> None:
+        set_thresholds(32 << 20, 64 << 20)  # where glibc's own adjustment ends
+        way()
+        keep_freed_memory()
+
+    return with_settings
 
 
 def ratio(plain: Sequence[float], ours: Sequence[float]) -> float:

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from bench import plain
-from bench.common import Options, Result, agree, caption_lengths, extra_memory, interleaved, ratio, resident, spread
+from bench.common import (
+    Options,
+    Result,
+    agree,
+    as_by_default,
+    caption_lengths,
+    extra_memory,
+    interleaved,
+    ratio,
+    resident,
+    spread,
+)
 from dataset.batch import ImageTextBatch, TextBatch
 from models.model import Model
 from objectives.contrastive import PairContrastive
@@ -86,7 +97,7 @@ def steps(options: Options) -> list[Result]:
         guarded_step(fast, torch.tensor(1.0), torch.tensor(0.0))
         fast.zero_grad()
 
-    ways = {"plain": plainly, "fp32": lambda: ours("fp32"), "bf16": lambda: ours("bf16")}
+    ways = {"plain": as_by_default(plainly), "fp32": lambda: ours("fp32"), "bf16": lambda: ours("bf16")}
     seconds = interleaved(ways, options.repeats)
     return [
         Result(

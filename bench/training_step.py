@@ -2,8 +2,9 @@
 fp32; A7: A5 in bf16.
 
 The plain step pads, repeats images, runs the fusion stack three times, holds all logits and draws negatives one by one,
-always in fp32. Its AdamW walks over the parameters as the originals' does, ours is the trainer's. Both steps share the
-model, the image tower's code, the batch and the moments; dropout is off on both sides.
+always in fp32. Its AdamW walks over the parameters as the originals' does, ours is the trainer's; it has glibc's own
+allocator settings, ours the trainer's. Both steps share the model, the image tower's code, the batch and the moments;
+dropout is off on both sides.
 """
 
 from __future__ import annotations
@@ -17,19 +18,30 @@ import torch
 from torch import Tensor
 
 from bench import plain
-from bench.common import Disagreement, Options, Result, agree, caption_lengths, histogram, interleaved, ratio, spread
+from bench.common import (
+    Disagreement,
+    Options,
+    Result,
+    agree,
+    as_by_default,
+    caption_lengths,
+    histogram,
+    interleaved,
+    ratio,
+    spread,
+)
 from dataset.batch import ImageTextBatch, MaskedText, TextBatch, TextPairBatch
 from models.model import Model
 from objectives import OBJECTIVES
 from objectives.matching import match_logits, match_loss
 from optim import OptimConfig, make_optimizer
-from tasks.encode import encode_step
 from tasks.image_text import ImageText
 from utils.allocator import keep_freed_memory
 from utils.config import build
 from utils.precision import Precision, autocast
 
 TOLERANCE = 1e-4
+MATCHING = ("itm", "ttm")
 CPU = torch.device("cpu")
 # A7: how many steps the losses of both number formats are held against each other, and how far they may part.
 NUM_COMPARED_STEPS, COMPARED_LR, ALLOWED_SHARE = 50, 1e-5, 0.01
@@ -208,27 +220,38 @@ KINDS = {
 }
 
 
+def settled_negatives(number: Tensor) -> Negatives:
+    """The neighbours of texts and images numbered 0, 1, ... in place of drawn ones."""
+    return number.roll(1), number.roll(-1)
+
+
+def settled_losses(task: ImageText, batch: Any) -> Losses:
+    """Our losses with negatives that no draw decides."""
+    step = task.encode(batch)
+    own = torch.arange(len(step.image_id))
+    logits = match_logits(step, own, *settled_negatives(own))
+    matching = match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
+    return {name: matching if name in MATCHING else each(step) for name, each in task.objectives.items()}
+
+
 def check(task: ImageText, batch: Any, plain_losses: Callable[..., Losses]) -> str:
     """Every loss of both ways agrees in fp32, with the same negatives."""
     with torch.no_grad():
-        step = encode_step(task.model, batch, "uniform")
-        own = torch.arange(len(step.image_id))
-        negatives = own.roll(1), own.roll(-1)
-        logits = match_logits(step, own, *negatives)
-        matching = match_loss(logits, torch.ones(len(logits), dtype=torch.bool))
-        ours, expected = task(batch), plain_losses(task, batch, negatives)
-    ours |= {name: matching for name in ("itm", "ttm") if name in expected}
+        ours = settled_losses(task, batch)
+        expected = plain_losses(task, batch, settled_negatives(torch.arange(len(batch.masked.ids))))
     return "; ".join(agree(ours[name], expected[name], TOLERANCE, name) for name in expected)
 
 
 def compare_formats(task: ImageText, batch: Any, precision: Precision, num_steps: int) -> str:
-    """How far the losses of our steps part from those in fp32, from the same start on the same batch."""
+    """How far the losses of our steps part from those in fp32, from the same start on the same batch and negatives (a
+    draw may go another way after the least change of a probability).
+    """
     start = {name: value.clone() for name, value in task.model.state_dict().items()}
     curves = []
     for kind in ("fp32", precision):
         task.model.load_state_dict(start)
         optimizer = make_optimizer(task, OptimConfig(lr=COMPARED_LR))
-        curves.append([_descend(task, batch, optimizer, kind, number) for number in range(num_steps)])
+        curves.append([_descend(task, batch, optimizer, kind) for _ in range(num_steps)])
     task.model.load_state_dict(start)
     share = max(abs(found / expected - 1) for expected, found in zip(*curves, strict=True))
     words = f"losses of {num_steps} steps within {100 * share:.2f} % of fp32"
@@ -237,10 +260,9 @@ def compare_formats(task: ImageText, batch: Any, precision: Precision, num_steps
     return words
 
 
-def _descend(task: ImageText, batch: Any, optimizer: Any, precision: Precision, number: int) -> float:
-    torch.manual_seed(number)  # the same draws of negatives in both formats
+def _descend(task: ImageText, batch: Any, optimizer: Any, precision: Precision) -> float:
     with autocast(precision, CPU):
-        loss = torch.stack([part.float() for part in task(batch).values()]).sum()
+        loss = torch.stack([part.float() for part in settled_losses(task, batch).values()]).sum()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -286,8 +308,8 @@ def run(name: str, options: Options) -> list[Result]:
 
     ways = {
         "ours": lambda: step(lambda: task(batch), optimizer.step, row.precision),  # first, for it makes the moments
-        "plain": lambda: step(
-            lambda: row.plain_losses(task, batch, None), lambda: update_one_by_one(optimizer), "fp32"
+        "plain": as_by_default(
+            lambda: step(lambda: row.plain_losses(task, batch, None), lambda: update_one_by_one(optimizer), "fp32")
         ),
     }
     seconds = interleaved(ways, options.repeats)

@@ -24,9 +24,14 @@ def keep_freed_memory() -> bool:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     is_chosen = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"))
-    if sys.platform != "linux" or is_chosen:
-        return False
-    library = ctypes.CDLL(None)
+    return not is_chosen and set_thresholds(LARGEST_KEPT, MAX_IDLE_AT_END)
+
+
+def set_thresholds(largest_kept: int, max_idle_at_end: int) -> bool:
+    """Whether glibc took over: blocks above largest_kept bytes, and what is idle beyond max_idle_at_end bytes at the
+    heap's end, go back to the system when they are freed. Without a call the two grow to 32 and 64 MiB.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return bool(library.mallopt(MMAP_THRESHOLD, LARGEST_KEPT) and library.mallopt(TRIM_THRESHOLD, MAX_IDLE_AT_END))
+    return bool(library.mallopt(MMAP_THRESHOLD, largest_kept) and library.mallopt(TRIM_THRESHOLD, max_idle_at_end))
