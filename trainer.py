@@ -25,7 +25,7 @@ from utils.distributed import STOPPED_STATUS, any_true, is_main, rank, world_siz
 from utils.logger import MetricsFile, TensorBoardSink, WandbSink, flat_numbers, progress_bar
 from utils.meters import Meter
 from utils.precision import LossScale, Precision, autocast, clip_divisor, gradient_norm, guarded_step
-from utils.random_state import seed_random_state
+from utils.random_state import capture_random_state, restore_random_state, seed_random_state
 from utils.run_state import Progress, RunState
 from utils.wrapping import Wrap, gradient_exchange, whole_parameters, wrap_module
 
@@ -134,6 +134,8 @@ class Trainer:
 
     def train(self) -> None:
         """All remaining steps."""
+        if self.state.awaits_evaluation and self.is_due("eval"):
+            self.evaluate()
         batches = self.stream()
         self.task.train()
         self.meter.started = started = time.perf_counter()
@@ -145,8 +147,11 @@ class Trainer:
             self.bar.update()
             if self.state.step % self.config.log_every_steps == 0 or self.state.step == self.total_steps:
                 self.log_step(norm)
+            is_save_due = self.is_due("save") or self.state.step == self.total_steps
+            if is_save_due:
+                self.state.save()  # first: whoever stops the process need not wait for an evaluation
             is_best = self.is_due("eval") and self.evaluate()
-            if is_best or self.is_due("save") or self.state.step == self.total_steps:
+            if is_best and not is_save_due:
                 self.state.save()
             if any_true(bool(self.stop_signal)):
                 self.leave()
@@ -266,21 +271,22 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate the validation split; whether it is the best up to now."""
         metrics = self.run_evaluation("val")
-        if not metrics:
-            return False
-        value = self.task.headline_value(metrics)
-        log.info("step %d: %s on validation %.4g", self.state.step, self.task.headline, value)
-        if self.state.best_value is not None and value <= self.state.best_value:
-            return False
-        self.state.best_value, self.state.best_step = value, self.state.step
-        return True
+        value, is_best = None, False
+        if metrics:
+            value = self.task.headline_value(metrics)
+            log.info("step %d: %s on validation %.4g", self.state.step, self.task.headline, value)
+            is_best = self.state.best_value is None or value > self.state.best_value
+        self.state.note_evaluation(value if is_best else None)
+        return is_best
 
     def run_evaluation(self, split: str) -> dict[str, Any]:
-        """The metrics of a split, also written to the log."""
+        """The metrics of a split, also written to the log; training draws on as if there had been none."""
+        random_state = capture_random_state(self.device)
         self.task.eval()
         with whole_parameters(self.task), torch.no_grad(), autocast(self.config.precision, self.device):
             metrics = self.task.evaluate(split)
         self.task.train()
+        restore_random_state(random_state, self.device)
         if metrics:
             self.write({"kind": "eval", "split": split, "step": self.state.step, "metrics": metrics})
         self.meter.started = time.perf_counter() if not self.meter.num_batches else self.meter.started

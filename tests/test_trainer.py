@@ -43,6 +43,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert ours["step"] == theirs["step"] and ours["best"] == theirs["best"]
     for key, state in theirs["optimizer"]["state"].items():
         assert all(torch.equal(ours["optimizer"]["state"][key][name], value) for name, value in state.items())
+    ours, theirs = (json.loads((path / "checkpoints/evaluation.json").read_text()) for path in (found, expected))
+    assert (ours["step"], ours["best"]) == (theirs["step"], theirs["best"])
+    assert (found / "checkpoints/best").resolve().name == (expected / "checkpoints/best").resolve().name
     assert untimed_log(found) == untimed_log(expected)
 
 
@@ -98,6 +101,20 @@ def test_a_stop_signal_saves_and_leaves_with_status_75(tmp_path: Path) -> None:
     assert 0 < torch.load(tmp_path / "stopped/checkpoints/last/training.pt", weights_only=True)["step"] < 24
     assert run(stopped | {"seconds_per_step": 0}) == 0
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_nothing_is_lost_when_an_evaluation_is_cut_short(tmp_path: Path) -> None:
+    settings = {"train": {"epochs": 2, "save_every_steps": 0}}
+    assert run(settings | {"output_dir": str(tmp_path / "whole")}) == 0
+    killed = settings | {"output_dir": str(tmp_path / "killed"), "seconds_per_evaluation": 60}
+    process, saved = start(killed), tmp_path / "killed/checkpoints/last"
+    while not saved.exists():  # written before the evaluation begins
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert saved.resolve().name == "8" and not (saved.parent / "evaluation.json").exists()
+    assert run(killed | {"seconds_per_evaluation": 0}) == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_another_number_of_processes_continues_without_losing_or_repeating_a_record(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A training program around a tiny task, for tests that kill, stop and resume it: toy_run.py '{"output_dir": ...}'.
 
 Keys: output_dir; train, optim, schedule (fields of the configs); slow_writes (seconds around each part of writing a
-checkpoint); bad_steps (batches whose loss is not a number); nproc; dropout; seconds_per_step; seen (a file).
+checkpoint); bad_steps (batches whose loss is not a number); nproc; dropout; seconds_per_step;
+seconds_per_evaluation; seen (a file).
 """
 
 import json
@@ -108,6 +109,8 @@ class ToyTask(nn.Module):
         return ToyLoader(rank, world_size, set(self.settings.get("bad_steps", ())))
 
     def evaluate(self, split: str) -> dict[str, Any]:
+        time.sleep(self.settings.get("seconds_per_evaluation", 0))
+        torch.rand(1)  # what an evaluation draws must not show in training
         x = torch.linspace(0, 1, 9)[:, None]
         return {"mean": {"fit": -(self.predict(x) - (6 * x).sin()).square().mean().item()}}
 

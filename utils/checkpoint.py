@@ -5,6 +5,7 @@ checkpoints/<step>/model.safetensors    weights and buffers
                    ranks.pt             random states and running sums of every process
                    manifest.json        size and SHA-256 of the files above, written last
 checkpoints/last, checkpoints/best      links to one of them
+checkpoints/evaluation.json             what an evaluation found after the checkpoint of its step was written
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 WEIGHTS, TRAINING, RANKS, MANIFEST = "model.safetensors", "training.pt", "ranks.pt", "manifest.json"
+NOTE = "evaluation.json"
 TEMPORARY = ".writing-"
 
 
@@ -76,6 +78,19 @@ class CheckpointFolder:
         """The checkpoint that `last` or `best` names."""
         link = self.root / name
         return link.resolve() if link.exists() else None
+
+    def write_note(self, note: dict[str, Any]) -> None:
+        """What became known after a checkpoint, at once or not at all."""
+        temporary = self.root / f"{TEMPORARY}{NOTE}"
+        temporary.write_text(json.dumps(note), encoding="utf-8")
+        sync_file(temporary)
+        os.replace(temporary, self.root / NOTE)
+        sync_folder(self.root)
+
+    def read_note(self) -> dict[str, Any]:
+        """The last note; empty if there is none."""
+        path = self.root / NOTE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""

@@ -51,7 +51,7 @@ class RunState:
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.train_seconds = 0.0
-        self.saved_step = -1
+        self.saved_step = self.evaluated_step = -1
 
     def save(self) -> None:
         """Write a checkpoint of the current step; on failure the older ones stay as they are."""
@@ -65,6 +65,26 @@ class RunState:
         if fault:
             raise CheckpointError(f"the checkpoint of step {self.step} could not be written ({fault}); older ones stay")
         self.saved_step = self.step
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """Whether the run was stopped after saving, before the evaluation of this step (if one is due) had ended."""
+        return 0 < self.step != self.evaluated_step
+
+    def note_evaluation(self, best_value: float | None) -> None:
+        """The evaluation of this step has ended, best_value: its value if it is the best up to now.
+
+        What a checkpoint of this step could not know yet is written beside it.
+        """
+        self.evaluated_step = self.step
+        if best_value is not None:
+            self.best_value, self.best_step = best_value, self.step
+        if self.saved_step == self.step and is_main():
+            known = {"step": self.step, "best": [self.best_value, self.best_step]}
+            self.folder.write_note({**known, "log_bytes": self.run.metrics_file.sync()})
+            if self.best_step == self.step:
+                self.folder.point("best", self.step)
+                self.folder.prune(self.run.config.keep_checkpoints)
 
     def _write(self, weights: dict[str, Any], optimizer: dict[str, Any], ranks: list[Any]) -> str | None:
         """The main process's part of `save`; what went wrong, or None."""
@@ -94,6 +114,7 @@ class RunState:
             "num_updates": dict(run.num_updates),
             "loader": run.loader.state_dict(),
             "best": (self.best_value, self.best_step),
+            "evaluated_step": self.evaluated_step,
             "train_seconds": self.train_seconds,
             "log_bytes": run.metrics_file.sync(),
         }
@@ -113,13 +134,18 @@ class RunState:
         run.loader.load_state_dict(training["loader"])
         self.step = self.saved_step = training["step"]
         self.best_value, self.best_step = training["best"]
+        self.evaluated_step = training.get("evaluated_step", self.step)
         self.train_seconds = training["train_seconds"]
+        log_bytes, note = training["log_bytes"], self.folder.read_note()
+        if note.get("step") == self.step:
+            self.evaluated_step, log_bytes = self.step, note["log_bytes"]
+            self.best_value, self.best_step = note["best"]
         self._resume_rank(read_pickle(path / RANKS, mmap=False), training["world_size"])
         if is_main():
             log.info("continuing from %s", path)
             if self.best_step == self.step:  # the run may have ended between the checkpoint and its name
                 self.folder.point("best", self.step)
-        return training["log_bytes"]
+        return log_bytes
 
     def adopt(self, progress: Progress) -> None:
         """Go on where another program stopped; a run that has a checkpoint of its own has resumed from that."""
@@ -142,7 +168,7 @@ class RunState:
         position = {"epoch": epoch, "consumed": within * run.loader.batch_size}
         run.loader.load_state_dict(run.loader.state_dict() | position)
         run.task.set_extra_state(torch.tensor(start))
-        self.step = start
+        self.step = self.evaluated_step = start
         if is_main():
             log.info("continuing at step %d, epoch %d", start, epoch + 1)
 
