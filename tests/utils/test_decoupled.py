@@ -100,22 +100,27 @@ def test_layers_that_are_recomputed_draw_the_same_dropout_three_times():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_gradient_under_bf16_is_that_of_one_graph_under_bf16():
-    task, batches = make_task(OBJECTIVE_TREES["mixup_nce"]).float(), [micro_batch(number) for number in range(3)]
+@pytest.mark.parametrize("seed", range(4))
+def test_gradient_under_bf16_is_as_near_to_that_of_fp32_as_one_graph_s(seed):
+    task = make_task(OBJECTIVE_TREES["mixup_nce"], seed, dropout=0).float()
+    batches = [micro_batch(number) for number in range(3)]
     for batch in batches:
         batch.images = batch.images.float()
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
 
+    torch.manual_seed(seed)
     before = capture_random_state(CPU)
+    exact_loss, exact = whole_graph_gradient(task, batches)
+    restore_random_state(before, CPU)
     with autocast():
-        loss, expected = whole_graph_gradient(task, batches)
+        _, one_graph = whole_graph_gradient(task, batches)
     restore_random_state(before, CPU)
     found_loss, found = decoupled_gradient(task, batches, autocast)
-    assert found_loss == pytest.approx(loss, rel=1e-5)
-    for name, gradient in expected.items():  # the shares of micro-batches are rounded one by one
-        assert (found[name] - gradient).norm() <= 0.02 * gradient.norm() + 1e-6, name
+    assert found_loss == pytest.approx(exact_loss, abs=2 * 2**-8 / 0.07)  # 8 bits of a cosine, over the temperature
+    whole, ours, truth = (torch.cat([g[name].flatten() for name in exact]) for g in (one_graph, found, exact))
+    assert 0 < (ours - truth).norm() <= 1.25 * (whole - truth).norm() < 0.1 * truth.norm()
 
 
 def test_one_micro_batch_is_the_plain_step():
