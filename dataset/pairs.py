@@ -190,7 +190,8 @@ class Pairs(ImageTextPairs):
         def read(self, record: dict[str, Any]) -> Entry:
             if "image" not in record:  # a line of texts as it stands in its file
                 raise BadRecord("images by id", "the line names its images by id; PairFiles finds them")
-            return Entry(record["image"], "", record["key"], [record["text"]], record["key"])
+            key = field_of(record, "key")
+            return Entry(record["image"], "", key, [field_of(record, "text")], key)
 
         def clean(self, caption: Any, max_words: int) -> str:
             """The caption with straight quotation marks in lower case, cleaned as the model's data is."""

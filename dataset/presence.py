@@ -72,11 +72,13 @@ def _pictures(section: Any, language: str, record: dict[str, Any]) -> list[tuple
 def _first_and_last(path: str, files: Files) -> list[dict[str, Any]]:
     """The first record of a JSON list or JSON lines, and the last of lines, as far as a glance shows them."""
     size = files.stamp(path).size
-    head = files.read_part(path, 0, min(size, GLANCE_BYTES)).decode("utf-8", "replace")
+    head = files.read_part(path, 0, min(size, GLANCE_BYTES)).decode("utf-8", "replace").lstrip("\ufeff").lstrip()
+    if not head.startswith(("[", "{")):
+        return []  # a table, or a database, whose pages may hold anything
     records = []
     try:
         records.append(json.JSONDecoder().raw_decode(head[head.index("{") :])[0])
-        if not head.lstrip("\ufeff").lstrip().startswith("["):
+        if head.startswith("{"):
             tail = files.read_part(path, max(0, size - GLANCE_BYTES), min(size, GLANCE_BYTES))
             records.append(json.loads(tail.rstrip().rpartition(b"\n")[2]))
     except (ValueError, RecursionError):

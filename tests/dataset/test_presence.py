@@ -3,6 +3,8 @@ import json
 import pytest
 
 from dataset.labelled import PicturePairs
+from dataset.lmdb_pairs import IMAGES, PAIRS
+from dataset.pairs import Pairs
 from dataset.presence import check_places
 from dataset.retrieval import FlickrLines, ImageTextPairs
 
@@ -45,3 +47,10 @@ def test_folders_of_pictures_of_labelled_texts_are_looked_for(tmp_path):
     section = PicturePairs.Config({"id": f"{tmp_path}/marvl-id.jsonl"}, marvl_root=f"{tmp_path}/marvl-images")
     with pytest.raises(FileNotFoundError, match="marvl-images/id/images/1-Baskische: no such folder"):
         check_places([section])
+
+
+def test_pages_of_a_database_are_not_taken_for_lines(tmp_path):
+    for part in (PAIRS, IMAGES):  # an LMDB page holds whatever stood in memory behind its records
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "data.mdb").write_bytes(bytes(16) + b'{"image": "images/1.png", "image_id": 1}\n')
+    check_places([Pairs.Config({"zh": str(tmp_path)})])
