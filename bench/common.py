@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from utils.allocator import keep_freed_memory, set_thresholds
+from utils.allocator import give_back_freed_memory, keep_freed_memory, set_thresholds
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,20 @@ def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: s
     return f"{what} within {difference:.0e}"
 
 
-def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way, every repetition running all of them in turn after one run to warm up."""
+def interleaved(
+    ways: dict[str, Callable[[], object]], repeats: int, *, is_repeated: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each way, every repetition running all of them in turn after one run to warm up.
+
+    is_repeated: what is timed follows its like in use, as steps and blocks do, so an untimed one comes first: it meets
+    the memory that the other way gave back.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, way in ways.items():
             gc.collect()
+            if is_repeated and round_number:
+                way()
             start = time.perf_counter()
             way()
             if round_number:
@@ -87,12 +95,13 @@ def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def as_by_default(way: Callable[[], object]) -> Callable[[], object]:
-    """The way with the allocator of a program that sets nothing, while the other one has the trainer's settings."""
+    """The way with the allocator of a program that sets nothing, while the other one has those of `run.py`."""
 
-    def with_settings() -> None:
+    def with_settings() -> object:
         set_thresholds(32 << 20, 64 << 20)  # where glibc's own adjustment ends
-        way()
+        made = way()
         keep_freed_memory()
+        return made
 
     return with_settings
 
@@ -124,6 +133,7 @@ def rates(
 def extra_memory(way: Callable[[], object]) -> int:
     """Bytes that `way` holds at its peak beyond those held at its start (resident set, sampled twice a millisecond)."""
     gc.collect()
+    give_back_freed_memory()
     before, peak, is_done = resident(), 0, threading.Event()
 
     def watch() -> None:

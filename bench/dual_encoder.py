@@ -31,7 +31,7 @@ from models.model import Model
 from objectives.contrastive import PairContrastive
 from optim import OptimConfig, make_optimizer
 from tasks.image_text import ImageText
-from utils.allocator import keep_freed_memory
+from utils.allocator import give_back_freed_memory, keep_freed_memory
 from utils.config import build
 from utils.decoupled import Replay, decoupled_backward
 from utils.precision import Precision, autocast, guarded_step
@@ -98,7 +98,7 @@ def steps(options: Options) -> list[Result]:
         fast.zero_grad()
 
     ways = {"plain": as_by_default(plainly), "fp32": lambda: ours("fp32"), "bf16": lambda: ours("bf16")}
-    seconds = interleaved(ways, options.repeats)
+    seconds = interleaved(ways, options.repeats, is_repeated=True)
     return [
         Result(
             row="A9",
@@ -129,6 +129,7 @@ def memory(options: Options) -> list[Result]:
         decoupled_backward(wrapped, task, batches, device=CPU, autocast=lambda: autocast("fp32", CPU), scale=scale)
 
     one()  # buffers that every later step uses again
+    give_back_freed_memory()
     held = resident()
     plain_bytes, our_bytes = extra_memory(one), extra_memory(decoupled)
     embed_bytes = 2 * 4 * global_batch * task.model.config.embed_dim  # fp32, images and texts

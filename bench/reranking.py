@@ -19,6 +19,7 @@ from bench.common import (
     Options,
     Result,
     agree,
+    as_by_default,
     caption_lengths,
     histogram,
     interleaved,
@@ -29,6 +30,7 @@ from bench.common import (
 from models.model import Model
 from models.text_encoder import TextState
 from tasks.rerank import Candidates, choose_candidates, rerank, score_pairs
+from utils.allocator import keep_freed_memory
 from utils.config import build
 from utils.metrics import recall_metrics, retrieval_ranks
 
@@ -114,6 +116,7 @@ def our_way(fixture: Fixture, candidates: Candidates, *, is_half: bool = False) 
 @cache
 def run_size(image_size: int, options: Options) -> list[Result]:
     """A1 or A2, and A3 for the same size."""
+    keep_freed_memory()
     num_images, num_texts, num_timed = (4, 8, 2) if options.is_small else (8, NUM_CANDIDATES, 4)
     fixture = make_fixture(num_images, num_texts, IMAGE_TOKENS[image_size], options.is_small)
     _fit_match_head(fixture)
@@ -123,11 +126,11 @@ def run_size(image_size: int, options: Options) -> list[Result]:
     words = agree(exact, expected, SCORE_TOLERANCE, "scores") + "; " + _same_ranks(exact, expected)
     timed = replace(fixture, images=fixture.images[:num_timed])
     ways = {
-        "plain": partial(one_query_at_a_time, timed),
+        "plain": as_by_default(partial(one_query_at_a_time, timed)),
         "exact": partial(our_way, timed, timed.every_pair),
         "half": partial(our_way, timed, timed.every_pair, is_half=True),
     }
-    seconds = interleaved(ways, options.repeats)
+    seconds = interleaved(ways, options.repeats, is_repeated=True)
     pairs = num_timed * num_texts
     floors = {224: ("2.5x", "3.3x", "8x", "13x"), 384: ("4.5x", "7x", "15x", "29x")}[image_size]
     notes = [f"A1-A3: {histogram(fixture.lengths)}; the plain way pads to {PADDED}"]
@@ -174,7 +177,7 @@ def run_both_directions(options: Options) -> list[Result]:
     """A4: a pair that both directions want is scored once, against our own scoring of each direction by itself."""
     count, num_candidates = (6, 3) if options.is_small else (40, 8)
     fixture = make_fixture(count, count, IMAGE_TOKENS[224], options.is_small)
-    candidates = choose_candidates(_similarity(count), num_candidates)
+    candidates = choose_candidates(similarity_of_pairs(count), num_candidates)
 
     @torch.inference_mode()
     def each_by_itself() -> tuple[Tensor, Tensor]:
@@ -206,7 +209,7 @@ def run_both_directions(options: Options) -> list[Result]:
     ]
 
 
-def _similarity(count: int) -> Tensor:
+def similarity_of_pairs(count: int) -> Tensor:
     """Similarities (count, count) of pairs that share 8 latent numbers, as a trained dual encoder gives them."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(count, 8, generator=generator)

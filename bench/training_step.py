@@ -312,7 +312,7 @@ def run(name: str, options: Options) -> list[Result]:
             lambda: step(lambda: row.plain_losses(task, batch, None), lambda: update_one_by_one(optimizer), "fp32")
         ),
     }
-    seconds = interleaved(ways, options.repeats)
+    seconds = interleaved(ways, options.repeats, is_repeated=True)
     lengths = batch.texts.lengths if isinstance(batch, ImageTextBatch) else batch.first.lengths + batch.second.lengths
     padding = f"the plain step pads to {row.shape.padded} and fills {row.shape.slots} mask slots"
     return [

@@ -27,11 +27,22 @@ def keep_freed_memory() -> bool:
     return not is_chosen and set_thresholds(LARGEST_KEPT, MAX_IDLE_AT_END)
 
 
+def give_back_freed_memory() -> None:
+    """Whatever is free goes back to the system, so that the resident set is what is held."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
 def set_thresholds(largest_kept: int, max_idle_at_end: int) -> bool:
     """Whether glibc took over: blocks above largest_kept bytes, and what is idle beyond max_idle_at_end bytes at the
     heap's end, go back to the system when they are freed. Without a call the two grow to 32 and 64 MiB.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "gnu_get_libc_version"):
+    library = _glibc()
+    if library is None:
         return False
     return bool(library.mallopt(MMAP_THRESHOLD, largest_kept) and library.mallopt(TRIM_THRESHOLD, max_idle_at_end))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
