@@ -53,6 +53,7 @@ class TrainConfig:
     save_every_steps: int = 0
     keep_checkpoints: int = 1  # the newest ones, beside the best
     test_weights: Literal["best", "last"] = "best"  # which weights the final test takes
+    keeps_best: bool = True  # False where all that is watched is the test set, which must not choose weights
     wrap: Wrap = "ddp"
     find_unused_parameters: bool = False
     max_skipped_steps: int = 20  # so many in a row without a finite gradient end the run
@@ -275,7 +276,7 @@ class Trainer:
         if metrics:
             value = self.task.headline_value(metrics)
             log.info("step %d: %s on validation %.4g", self.state.step, self.task.headline, value)
-            is_best = self.state.best_value is None or value > self.state.best_value
+            is_best = self.config.keeps_best and (self.state.best_value is None or value > self.state.best_value)
         self.state.note_evaluation(value if is_best else None)
         return is_best
 

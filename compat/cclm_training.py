@@ -38,7 +38,7 @@ def training_settings(original: Original, kind: str, notices: list[str]) -> dict
         "train.first_evaluation_epoch": original.node("start_eval"),
         "train.eval_every_epochs": original.node("eval_interval"),
         # Few-shot files watch the test set and have no other: there the best weights would be chosen on the test.
-        "train.test_weights": "last" if test is not None and not plain(test) else None,
+        "train.keeps_best": False if test is not None and not plain(test) else None,
         "train.save_every_epochs": original.node("ckpt_frequent"),
         "train.save_every_steps": original.node("ckpt_frequent_step"),
         **_accelerator_settings(original, notices),

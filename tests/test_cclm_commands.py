@@ -156,7 +156,8 @@ def test_xflickrco_with_a_hundred_shots(command):
     assert languages_of(folder) == ["de"] and shown_texts(folder)["de"].startswith("de ")
     annotations = "iglue/datasets/xFlickrCO/annotations/de"
     assert toy_cclm.read_files(folder) == {f"{annotations}/train_100.jsonl", f"{annotations}/test.jsonl"}
-    assert read_yaml(folder / "config.yaml")["train"]["test_weights"] == "last"  # the test set is all that is watched
+    assert not read_yaml(folder / "config.yaml")["train"]["keeps_best"]  # the test set is all that is watched
+    assert (folder / "checkpoints/last").exists() and not (folder / "checkpoints/best").exists()
 
 
 def test_any_language_that_has_a_file(command, world):

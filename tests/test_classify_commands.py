@@ -172,7 +172,7 @@ def test_few_shots_train_on_their_file_and_report_the_language_s_test(command, t
     found, _ = accuracies(f"out/few/{task}")
     assert found == pytest.approx({language: ONES[language] * 12.5, "mean": ONES[language] * 12.5})
     told = (Path(f"out/few/{task}") / "config.yaml").read_text()
-    assert ("train_48" if task == "xvnli" else "train10x2") in told and "test_weights: last" in told
+    assert ("train_48" if task == "xvnli" else "train10x2") in told and "keeps_best: false" in told
     assert command(f"{words} --output_dir out/few/{task}_test --evaluate") == 0
     assert accuracies(f"out/few/{task}_test")[0] == found
 

@@ -142,7 +142,7 @@ def test_few_shot_training_takes_the_language_s_own_files(trained, world):
     assert run.main([*words.split(), "--checkpoint", str(trained), *WORDS]) == 0
     assert set(metrics_of(world / "out/bn")) == {"bn", "mean"}
     tree = read_yaml(world / "out/bn/config.yaml")
-    assert tree["train"]["test_weights"] == "last"
+    assert tree["train"]["keeps_best"] is False
     assert tree["data"]["train"]["files"] == {"bn": "iglue/datasets/xGQA/annotations/few_shot/bn/train_48.json"}
 
 

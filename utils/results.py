@@ -23,9 +23,9 @@ def check_remote(remote: str | None) -> None:
 
 
 def upload(output_dir: Path, remote: str) -> None:
-    """A copy of the small results and the best checkpoint in a folder that fsspec can reach."""
+    """A copy of the small results and the best checkpoint, else the last one, in a folder that fsspec can reach."""
     files = [path for path in output_dir.iterdir() if path.is_file()]
-    best = output_dir / "checkpoints" / "best"
-    files += [path for path in best.rglob("model.safetensors")] if best.exists() else []
+    named = (output_dir / "checkpoints" / name for name in ("best", "last"))
+    files += next((list(folder.rglob("model.safetensors")) for folder in named if folder.exists()), [])
     for path in files:
         put_file(path, f"{remote.rstrip('/')}/{path.relative_to(output_dir)}")
