@@ -9,7 +9,7 @@ dropout is off on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,20 +97,20 @@ def make_task(sizes: Sizes, names: tuple[str, ...]) -> ImageText:
     return ImageText(model, objectives, None, None)
 
 
-def make_image_batch(task: ImageText, size: int) -> ImageTextBatch:
+def make_image_batch(task: ImageText, size: int, seed: int = 0) -> ImageTextBatch:
     """Random pictures with one caption each."""
-    generator = torch.Generator().manual_seed(0)
-    texts, masked = make_texts(task, size, CAPTIONS, generator)
+    generator = torch.Generator().manual_seed(seed)
+    texts, masked = make_texts(task, size, CAPTIONS, generator, seed)
     side = task.model.config.image_encoder.image_size
     images = torch.randint(0, 256, (size, 3, side, side), generator=generator).to(torch.uint8)
     number = torch.arange(size)
     return ImageTextBatch(images, number, texts, number, torch.zeros_like(number), masked)
 
 
-def make_pair_batch(task: ImageText, size: int) -> TextPairBatch:
+def make_pair_batch(task: ImageText, size: int, seed: int = 0) -> TextPairBatch:
     """Random texts, and as many others that stand for their translations."""
-    generator = torch.Generator().manual_seed(0)
-    (first, masked), (second, _) = (make_texts(task, size, PARALLEL, generator, seed) for seed in (0, 1))
+    generator = torch.Generator().manual_seed(seed)
+    (first, masked), (second, _) = (make_texts(task, size, PARALLEL, generator, seed + side) for side in (0, 1))
     return TextPairBatch(first, second, masked, stream="image")
 
 
@@ -204,7 +204,7 @@ class Row:
     what: str
     objectives: tuple[str, ...]
     shape: Shape
-    make_batch: Callable[[ImageText, int], Any]
+    make_batch: Callable[..., Any]
     plain_losses: Callable[[ImageText, Any, Negatives | None], Losses]
     floor: str
     goal: str
@@ -242,19 +242,19 @@ def check(task: ImageText, batch: Any, plain_losses: Callable[..., Losses]) -> s
     return "; ".join(agree(ours[name], expected[name], TOLERANCE, name) for name in expected)
 
 
-def compare_formats(task: ImageText, batch: Any, precision: Precision, num_steps: int) -> str:
-    """How far the losses of our steps part from those in fp32, from the same start on the same batch and negatives (a
-    draw may go another way after the least change of a probability).
+def compare_formats(task: ImageText, batches: Sequence[Any], precision: Precision) -> str:
+    """How far the loss of any of our steps parts from that in fp32: from the same start, a batch for each step, as in
+    training, the same negatives (a draw may go another way after the least change of a probability).
     """
     start = {name: value.clone() for name, value in task.model.state_dict().items()}
     curves = []
     for kind in ("fp32", precision):
         task.model.load_state_dict(start)
         optimizer = make_optimizer(task, OptimConfig(lr=COMPARED_LR))
-        curves.append([_descend(task, batch, optimizer, kind) for _ in range(num_steps)])
+        curves.append([_descend(task, batch, optimizer, kind) for batch in batches])
     task.model.load_state_dict(start)
     share = max(abs(found / expected - 1) for expected, found in zip(*curves, strict=True))
-    words = f"losses of {num_steps} steps within {100 * share:.2f} % of fp32"
+    words = f"losses of {len(batches)} steps within {100 * share:.2f} % of fp32"
     if not share <= ALLOWED_SHARE:
         raise Disagreement(f"{words}, allowed {100 * ALLOWED_SHARE:.0f} %")
     return words
@@ -296,7 +296,9 @@ def run(name: str, options: Options) -> list[Result]:
     batch = row.make_batch(task, sizes.batch)
     words = check(task, batch, row.plain_losses)
     if row.precision != "fp32":
-        words += "; " + compare_formats(task, batch, row.precision, 3 if options.is_small else NUM_COMPARED_STEPS)
+        num_steps = 3 if options.is_small else NUM_COMPARED_STEPS
+        batches = [row.make_batch(task, sizes.batch, seed) for seed in range(num_steps)]
+        words += "; " + compare_formats(task, batches, row.precision)
     optimizer = make_optimizer(task, OptimConfig(lr=1e-6))
 
     def step(losses: Callable[[], Losses], update: Callable[[], object], precision: Precision) -> None:
