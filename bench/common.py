@@ -98,6 +98,7 @@ def as_by_default(way: Callable[[], object]) -> Callable[[], object]:
     """The way with the allocator of a program that sets nothing, while the other one has those of `run.py`."""
 
     def with_settings() -> object:
+        give_back_freed_memory()  # what the other way keeps would stand beside what this one takes
         set_thresholds(32 << 20, 64 << 20)  # where glibc's own adjustment ends
         made = way()
         keep_freed_memory()

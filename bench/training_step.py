@@ -9,6 +9,7 @@ dropout is off on both sides.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,7 @@ from objectives import OBJECTIVES
 from objectives.matching import match_logits, match_loss
 from optim import OptimConfig, make_optimizer
 from tasks.image_text import ImageText
-from utils.allocator import keep_freed_memory
+from utils.allocator import give_back_freed_memory, keep_freed_memory
 from utils.config import build
 from utils.precision import Precision, autocast
 
@@ -253,6 +254,9 @@ def compare_formats(task: ImageText, batches: Sequence[Any], precision: Precisio
         optimizer = make_optimizer(task, OptimConfig(lr=COMPARED_LR))
         curves.append([_descend(task, batch, optimizer, kind) for batch in batches])
     task.model.load_state_dict(start)
+    del optimizer
+    gc.collect()
+    give_back_freed_memory()
     share = max(abs(found / expected - 1) for expected, found in zip(*curves, strict=True))
     words = f"losses of {len(batches)} steps within {100 * share:.2f} % of fp32"
     if not share <= ALLOWED_SHARE:
