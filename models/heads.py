@@ -40,6 +40,14 @@ class ClassifierConfig:
         return classification_head(width, self.num_classes)
 
 
+def exact_logits(head: nn.Module, x: Tensor) -> Tensor:
+    """What a head makes of x (n, D), in single precision whatever the autocast: in bf16, candidates of a query whose
+    logits differ by less than 0.4 % would tie.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return head(x.float())
+
+
 class MaskedLanguageHead(nn.Module):
     """BERT's prediction head without its decoder matrix: that one is the word embedding, which the caller passes."""
 

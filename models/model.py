@@ -13,7 +13,7 @@ from models import IMAGE_ENCODERS, TEXT_ENCODERS
 from models.answer_decoder import AnswerDecoder
 from models.cross_encoder import CrossEncoder
 from models.dual_encoder import DualEncoder, Projections, RegionState
-from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head
+from models.heads import ClassifierConfig, MaskedLanguageHead, Temperature, classification_head, exact_logits
 from models.packing import Packing, pack, read_positions, select_texts
 from models.projection import Projection
 from models.text_encoder import TextState
@@ -168,11 +168,11 @@ class Model(DualEncoder):
         num_fused = 0 if fused is None else len(fused)
         queries = texts.queries.select(text[num_fused:])
         logits = self.match_logits(queries, images.keys, image[num_fused:], is_attended=texts.is_attended)
-        sides = [logits if fused is None else torch.cat([self.match_head(fused).float(), logits])]
+        sides = [logits if fused is None else torch.cat([exact_logits(self.match_head, fused), logits])]
         if self.image_fusion is not None:
             queries = images.queries.select(image)
             fused = self.image_fusion.first_tokens(queries, texts.keys, text, is_attended=images.is_attended)
-            sides.append(self.image_match_head(fused).float())
+            sides.append(exact_logits(self.image_match_head, fused))
         return torch.stack(sides, dim=1)
 
     def fuse_texts(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> TextState:
@@ -247,7 +247,7 @@ class Model(DualEncoder):
         is_attended: the texts come from `text_fusion.attend_texts`.
         """
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text, is_attended=is_attended)
-        return self.match_head(fused).float()
+        return exact_logits(self.match_head, fused)
 
     def label_logits(self, images: ImageSide, texts: TextSide, image_of_text: Tensor) -> Tensor:
         """Logits (T, C) of labelled texts, image_of_text (I, T): the classifier's, or without one the logarithm of the
@@ -261,12 +261,12 @@ class Model(DualEncoder):
     def class_logits(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
         """Logits (T, C) of the classes of every text with its image, or with its images image_of_text (I, T)."""
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
-        return self.classifier(fused).float()
+        return exact_logits(self.classifier, fused)
 
     def predict_boxes(self, texts: TextState, keys: list[KeyValue], image_of_text: Tensor) -> Tensor:
         """Where in its image each text's region lies, centre and size in [0, 1]: (T, 4)."""
         fused = self.text_fusion.first_tokens(texts, keys, image_of_text)
-        return self.box_head(fused).float().sigmoid()
+        return exact_logits(self.box_head, fused).sigmoid()
 
 
 def _match_head(config: Model.Config, width: int) -> nn.Module:

@@ -241,5 +241,6 @@ class OneToK(EmbeddingObjective):
 def top_one_accuracy(rows: Tensor, columns: Tensor, row_id: Tensor, column_id: Tensor) -> Tensor:
     """Share () of the rows (M, E) whose most similar column (T, E) has their id, in chunks of rows."""
     size = max(1, CHUNK_ELEMENTS // len(columns))
-    nearest = torch.cat([(part @ columns.float().T).argmax(dim=1) for part in rows.float().split(size)])
+    with torch.autocast(rows.device.type, enabled=False):
+        nearest = torch.cat([(part @ columns.float().T).argmax(dim=1) for part in rows.float().split(size)])
     return (column_id[nearest] == row_id).float().mean()

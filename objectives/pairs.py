@@ -33,7 +33,8 @@ class Triplet:
 
     def loss(self, image: Tensor, text: Tensor, pair_id: Tensor) -> Tensor:
         """The sum () over pairs image (T, E), text (T, E); equal pair_id (T,) are the same picture."""
-        similarity = image @ text.T  # (T, T)
+        with torch.autocast(image.device.type, enabled=False):
+            similarity = image @ text.T  # (T, T)
         right, is_wrong = similarity.diagonal(), pair_id[:, None] != pair_id[None, :]
         directions = [
             torch.where(is_wrong, (self.config.margin + scores - right[:, None]).clamp_min(0), 0.0)

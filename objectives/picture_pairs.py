@@ -29,7 +29,8 @@ def pair_weights(embed: Tensor, temperature: float) -> Tensor:
     embed (M, E) are unit vectors.
     """
     embed = embed.detach().float()
-    return (embed @ embed.T / temperature).softmax(dim=1).fill_diagonal_(0)
+    with torch.autocast(embed.device.type, enabled=False):
+        return (embed @ embed.T / temperature).softmax(dim=1).fill_diagonal_(0)
 
 
 def arrange(label: Tensor, own: Tensor, drawn: Tensor) -> Pairs:

@@ -54,5 +54,6 @@ class VICReg:
 def off_diagonal_covariance(rows: Tensor) -> Tensor:
     """Sum () of the squared covariances between different dimensions of rows (n, E), over E."""
     centred = rows - rows.mean(dim=0)
-    covariance = centred.T @ centred / (len(rows) - 1)  # (E, E)
+    with torch.autocast(rows.device.type, enabled=False):
+        covariance = centred.T @ centred / (len(rows) - 1)  # (E, E)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / rows.shape[1]

@@ -183,16 +183,16 @@ class RetrievalEvaluation:
         rows = torch.tensor([images.place[path] for path in gallery.image_paths])  # (M,)
         with self.autocast(model):
             texts = self.encode_texts(model, gallery)
-            similarity = images.embed[rows.to(images.embed.device)] @ texts.embed.float().T  # (M, T)
-            candidates = scores = None
-            if self.uses_fusion(model):
-                candidates, scores = self.fuse(model, images, rows, texts, similarity.float(), gallery.language)
+        similarity = images.embed[rows.to(images.embed.device)].float() @ texts.embed.float().T  # (M, T)
+        candidates = scores = None
+        if self.uses_fusion(model):
+            with self.autocast(model):
+                candidates, scores = self.fuse(model, images, rows, texts, similarity, gallery.language)
         in_batch = {}
         if self.config.in_batch_size:
             embeds = images.embed[rows.to(images.embed.device)], texts.embed.float()
             options = {"batch_size": self.config.in_batch_size, "num_processes": world_size(), "seed": self.data.seed}
             in_batch = in_batch_metrics(*embeds, model.temperature().float(), gallery.pairs, **options)
-        similarity = similarity.float()
         image_of_text = gallery.image_of_text.to(similarity.device)
         also_right = gallery.also_right.to(similarity.device)
         dual = retrieval_ranks(similarity, similarity.T, image_of_text, also_right=also_right)

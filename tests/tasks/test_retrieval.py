@@ -15,7 +15,7 @@ from tests.ranks import run_on_ranks
 from tests.tiny import build_model, make_texts
 from tests.toy_ccrk import toy_settings, write_toy_data
 from utils.config import build
-from utils.metrics import recall_metrics, retrieval_ranks
+from utils.metrics import Reranked, recall_metrics, retrieval_ranks
 
 LENGTHS = [5, 9, 2, 5, 3, 7, 4]
 
@@ -65,9 +65,9 @@ def test_pair_that_both_directions_want_is_scored_once():
     assert sum(scored) == int((candidates.of_images | candidates.of_texts).sum()) < 3 * (5 + 7)
 
 
-def make_task(folder: Path) -> ImageText:
+def make_task(folder: Path, **settings: object) -> ImageText:
     torch.manual_seed(0)
-    settings = toy_settings(folder) | {"output_dir": str(folder / "out")}
+    settings = toy_settings(folder) | {"output_dir": str(folder / "out")} | settings
     return ImageText.from_config(build(Config, settings)).eval()
 
 
@@ -88,6 +88,22 @@ def test_metrics_of_a_set_follow_from_its_plain_scores(tmp_path):
     expected = recall_metrics(*ranks)
     assert {name: metrics["en"][name] for name in expected} == pytest.approx(expected)
     assert metrics["chance"]["img_r1"] == pytest.approx(100 / 8)
+
+
+def test_bf16_does_not_round_what_orders_the_candidates(tmp_path, monkeypatch):
+    write_toy_data(tmp_path)
+    scores = []
+
+    def rank(similarity, *sides, **rest):
+        scores.extend([similarity, *(side.score for side in sides if isinstance(side, Reranked))])
+        return retrieval_ranks(similarity, *sides, **rest)
+
+    monkeypatch.setattr("tasks.retrieval.retrieval_ranks", rank)
+    make_task(tmp_path, evaluation={"num_candidates": 4, "precision": "bf16"}).evaluate("test")
+    assert len(scores) == 2 * (1 + 3)  # of two languages the dual encoder's, and the fused ones with both directions'
+    for of_candidates in scores:
+        real = of_candidates[of_candidates.isfinite()]
+        assert (real.bfloat16().float() != real).float().mean() > 0.9
 
 
 def _same_on_ranks(rank: int, folder: Path, expected: dict) -> None:
