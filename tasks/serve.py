@@ -22,7 +22,7 @@ from utils.optional import require
 REQUIREMENTS = "requirements-serve.txt"
 BUNDLED = str(Path(__file__).resolve().parent.parent / "assets" / "emoji" / "emoji_96px.zip")
 LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
-POLL_SECONDS = 0.2
+START_SECONDS, POLL_SECONDS = 0.01, 0.2  # between two looks at the server
 MAX_CONNECTIONS = 1024  # further ones are told to come back
 
 log = logging.getLogger(__name__)
@@ -167,9 +167,12 @@ class Serve(Tool):
             signal.signal(kind, lambda *_: setattr(server, "should_exit", True))
         try:
             thread.start()
-            log.info("%d pictures: open %s and stop with Ctrl-C", len(engine.kept), self._address(listener))
-            if not token and not is_loopback(self.config.host):
-                log.warning("anyone who reaches %s can search; token_file=FILE asks for a token", self.config.host)
+            while thread.is_alive() and not server.started:  # an address is told once it answers
+                thread.join(START_SECONDS)
+            if server.started:
+                log.info("%d pictures: open %s and stop with Ctrl-C", len(engine.kept), self._address(listener))
+                if not token and not is_loopback(self.config.host):
+                    log.warning("anyone who reaches %s can search; token_file=FILE asks for a token", self.config.host)
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
             if not server.started:

@@ -13,12 +13,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import rosetta
 import run
+from tasks.serve import Serve
 from tests.toy_served import HOSTILE, ROOT, served, write_gallery, write_run
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
@@ -205,6 +207,32 @@ def test_a_second_start_takes_the_index_asks_for_the_token_and_ends_well(gallery
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, said.read_text()
+
+
+def test_an_address_is_told_once_it_answers(monkeypatch):
+    import uvicorn
+
+    class Pictures(list):
+        pictures = ()
+
+    startup, connected = uvicorn.Server.startup, []
+
+    async def start_late(server, sockets=None):
+        await asyncio.sleep(0.3)
+        await startup(server, sockets)
+
+    def connect(words, *about):
+        address = urllib.parse.urlsplit(about[-1])
+        with socket.create_connection((address.hostname, address.port), timeout=10):
+            connected.append(words % about)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", start_late)
+    monkeypatch.setattr("tasks.serve.log.info", connect)
+    serve = Serve(Serve.Config(checkpoint="none", port=0), None)
+    engine = SimpleNamespace(collection=Pictures(), kept=[], can_rerank=False)
+    serve._serve(engine, serve._listen(), "")
+    assert len(connected) == 1
 
 
 def test_a_token_is_read_from_the_header():
