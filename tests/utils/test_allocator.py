@@ -9,17 +9,17 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 
 ASK = "from utils.allocator import keep_freed_memory; print(keep_freed_memory())"
-# Page faults of making and freeing the same 256 MiB four more times, after eight that find their places.
+# The fewest page faults of making and freeing the same 256 MiB: a system short of memory may take pages at any time.
 COUNT_FAULTS = """
 import resource
 import torch
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
+counts = []
+for _ in range(30):  # some ten until the blocks have found their places
+    before = faults()
     torch.ones(64 << 20)
-before = faults()
-for _ in range(4):
-    torch.ones(64 << 20)
-print(faults() - before)
+    counts.append(faults() - before)
+print(min(counts))
 """
 
 
@@ -32,7 +32,9 @@ def words_of(program: str, **environment: str) -> list[str]:
 def test_freed_blocks_are_not_touched_again_as_new_pages() -> None:
     answer, faults = words_of(ASK + COUNT_FAULTS)
     assert answer == "True"
-    assert int(faults) < 1000  # 4 x 256 MiB are 2,048 huge pages if they are new, 262,144 small ones
+    assert int(faults) < 64  # new, they are 128 huge pages or 65,536 small ones
+    [without] = words_of(COUNT_FAULTS)
+    assert int(without) >= 128
 
 
 def test_the_users_own_thresholds_stay() -> None:
