@@ -78,14 +78,15 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each way, every repetition running all of them in turn after one run to warm up.
 
-    is_repeated: what is timed follows its like in use, as steps and blocks do, so an untimed one comes first: it meets
-    the memory that the other way gave back.
+    is_repeated: what is timed follows its like in use, as steps and blocks do, so an untimed one comes first, and finds
+    none of the memory that the other way keeps.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, way in ways.items():
             gc.collect()
             if is_repeated and round_number:
+                give_back_freed_memory()
                 way()
             start = time.perf_counter()
             way()
@@ -98,7 +99,6 @@ def as_by_default(way: Callable[[], object]) -> Callable[[], object]:
     """The way with the allocator of a program that sets nothing, while the other one has those of `run.py`."""
 
     def with_settings() -> object:
-        give_back_freed_memory()  # what the other way keeps would stand beside what this one takes
         set_thresholds(32 << 20, 64 << 20)  # where glibc's own adjustment ends
         made = way()
         keep_freed_memory()
